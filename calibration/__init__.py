@@ -1,0 +1,1 @@
+"""Calibration sets, datasets, metrics and validation: what accuracy is measured with."""

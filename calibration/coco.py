@@ -1,0 +1,141 @@
+"""COCO keypoint annotations: people with boxes, one image at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepose.errors import DatasetError
+from edgepose.geometry import clip_boxes_xywh
+
+__all__ = ["CocoImage", "CocoKeypoints"]
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image with the boxes to crop: (N, 4) xywh pixels and their (N,) scores."""
+
+    image_id: int
+    path: Path
+    boxes_xywh: NDArray[np.float64]
+    box_scores: NDArray[np.float64]
+
+
+class CocoKeypoints:
+    """A ``person_keypoints_*.json`` and its images."""
+
+    def __init__(self, annotations: Path) -> None:
+        """Read the annotation file.
+
+        Args:
+            annotations: The JSON. Its images are looked for beside it, in a folder named like the last part of
+                its name (``val2017``), in ``images/``, and one level up.
+
+        Raises:
+            DatasetError: The file is missing, malformed, or its images are not there.
+        """
+        self.annotations = annotations
+        data = _read_json(annotations)
+        try:
+            self._images = {int(row["id"]): row for row in data["images"]}
+            self._people = [row for row in data["annotations"] if not row.get("iscrowd", 0)]
+            person = next(row for row in data["categories"] if row.get("keypoints"))
+            self.joints = tuple(str(name) for name in person["keypoints"])
+            self.image_root = self._find_images()
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+            raise DatasetError(
+                f"{annotations}: not COCO keypoint annotations ({type(error).__name__}: {error}): "
+                "it needs images, annotations, and a category with keypoints"
+            ) from None
+
+    @classmethod
+    def from_root(cls, root: Path) -> CocoKeypoints:
+        """Find the one annotation file in a COCO folder or its ``annotations/``.
+
+        Raises:
+            DatasetError: None, or more than one.
+        """
+        if root.is_file():
+            return cls(root)
+        found = [p for folder in (root, root / "annotations") for p in folder.glob("person_keypoints_*.json")]
+        val = [p for p in found if "val" in p.stem]
+        candidates = found if len(found) == 1 else val
+        if len(candidates) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise DatasetError(
+                f"{root}: needs one person_keypoints_*.json (here or in annotations/; found: {names}): give the file itself"
+            )
+        return cls(candidates[0])
+
+    def _find_images(self) -> Path:
+        names = [str(row["file_name"]) for row in self._images.values()]
+        split = self.annotations.stem.rpartition("_")[2]
+        here = self.annotations.parent
+        roots = [base / sub for base in (here, here.parent) for sub in ("", split, "images", f"images/{split}")]
+        for root in roots:
+            if names and any((root / name).is_file() for name in names[:20]):
+                return root
+        raise DatasetError(
+            f"{self.annotations}: none of its images found (looked for {names[0] if names else 'any'} in "
+            f"{', '.join(str(root) for root in roots)})"
+        )
+
+    @property
+    def image_ids(self) -> list[int]:
+        """All annotated images, sorted."""
+        return sorted(self._images)
+
+    def ground_truth(self) -> Iterator[CocoImage]:
+        """Images with the boxes of annotated people; boxes without area are left out."""
+        boxes: dict[int, list[Any]] = defaultdict(list)
+        for row in self._people:
+            if row.get("num_keypoints", 0) > 0 and row.get("area", 1) > 0:
+                boxes[int(row["image_id"])].append(row["bbox"])
+        for image_id in sorted(boxes):
+            row = self._images[image_id]
+            clipped = clip_boxes_xywh(boxes[image_id], (int(row["width"]), int(row["height"])))
+            yield self._image(image_id, clipped, np.ones(len(clipped)))
+
+    def detections(self, path: Path) -> Iterator[CocoImage]:
+        """Images with the boxes of a detection file (rows of image_id, category_id, bbox, score).
+
+        Raises:
+            DatasetError: The file is malformed or holds no person on these images.
+        """
+        boxes: dict[int, list[Any]] = defaultdict(list)
+        scores: dict[int, list[float]] = defaultdict(list)
+        try:
+            for row in _read_json(path):
+                if row["category_id"] == 1 and int(row["image_id"]) in self._images and row["score"] >= 0:
+                    boxes[int(row["image_id"])].append([float(v) for v in row["bbox"]])
+                    scores[int(row["image_id"])].append(float(row["score"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DatasetError(
+                f"{path}: not COCO detections ({type(error).__name__}: {error}): "
+                "it needs rows of image_id, category_id, bbox and score"
+            ) from None
+        if not boxes:
+            raise DatasetError(f"{path}: holds no person (category_id 1) on the images of {self.annotations.name}")
+        for image_id in sorted(boxes):
+            yield self._image(image_id, np.array(boxes[image_id]), np.array(scores[image_id]))
+
+    def _image(self, image_id: int, boxes: NDArray[np.float64], scores: NDArray[np.float64]) -> CocoImage:
+        usable = (boxes[:, 2:] > 0).all(axis=1)
+        path = self.image_root / str(self._images[image_id]["file_name"])
+        return CocoImage(image_id, path, boxes[usable], scores[usable])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DatasetError(f"{path}: not JSON ({error})") from None

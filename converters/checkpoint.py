@@ -1,0 +1,190 @@
+"""Load a published or training checkpoint into a registered model, strictly, without running its code."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgepose.errors import CheckpointError
+from edgepose.files import sha256_file
+from edgepose.models.registry import MODELS, ModelRow, get_model
+
+__all__ = ["Checkpoint", "build_random", "load_checkpoint"]
+
+_WRAPPERS = ("state_dict", "best_state_dict", "model")
+_PREFIX = "module."
+_POSITION = "pos_embedding"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with its weights.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        row: The registered model, resized where asked.
+        source: For the manifest: file name and SHA-256, or the seed of random weights.
+        notes: What a person should know, for instance a rebuilt position embedding.
+    """
+
+    model: nn.Module
+    row: ModelRow
+    source: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_checkpoint(path: Path, row: ModelRow) -> Checkpoint:
+    """Load weights strictly: every key and shape must fit.
+
+    Args:
+        path: A state dict, bare or wrapped in ``state_dict``, ``best_state_dict`` or ``model``, its keys perhaps
+            prefixed with ``module.``.
+        row: The model. Where its input size is not the registered one, the sine position embedding is rebuilt.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds code, or belongs to another model.
+    """
+    state = _state_dict(_read(path), path)
+    model = row.build()
+    state, notes = _fit_position(state, row, model, path)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    if wanted != found:
+        raise CheckpointError(_mismatch(path, row, wanted, found))
+    _check_finite(state, path)
+    model.load_state_dict(state)
+    return Checkpoint(model, row, {"file": path.name, "sha256": sha256_file(path), "random": False}, notes)
+
+
+def build_random(row: ModelRow, seed: int) -> Checkpoint:
+    """A model with random weights, for experiments; marked as such."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = row.build()
+    return Checkpoint(model, row, {"file": None, "sha256": None, "random": True, "seed": seed})
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"{path}: holds Python objects that could run code and was not opened ({_unsafe_name(error)}): "
+                "save the weights alone with torch.save(model.state_dict(), ...)"
+            ) from None
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged: copy or download it again") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or damaged ({reason}): copy or download it again") from None
+
+
+def _numpy_scalars() -> list[Any]:
+    """Plain-number types that training checkpoints hold beside the weights (the best score, say)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scalar = np.float64(0).__reduce__()[0]
+    types = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")]
+    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *types]
+
+
+def _unsafe_name(error: Exception) -> str:
+    """The name that the safe loader refused, out of its message."""
+    words = str(error).split("GLOBAL ", 1)[-1].split()
+    return words[0] if words else "unknown"
+
+
+def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
+    """Unwrap to a flat mapping of names to tensors."""
+    candidates = [data] + [data[name] for name in _WRAPPERS if isinstance(data, Mapping) and name in data]
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
+            return {str(key).removeprefix(_PREFIX): tensor for key, tensor in candidate.items()}
+    keys = ", ".join(str(key) for key in list(data)[:5]) if isinstance(data, Mapping) else type(data).__name__
+    raise CheckpointError(
+        f"{path}: no weights found: expected tensors by name, bare or under {', '.join(_WRAPPERS)}; the file has {keys}"
+    )
+
+
+def _fit_position(
+    state: dict[str, Tensor], row: ModelRow, model: nn.Module, path: Path
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Replace a sine position embedding that was stored for the registered input size."""
+    stored = state.get(_POSITION)
+    own = model.state_dict().get(_POSITION)
+    registered = MODELS.get(row.name, row)
+    if stored is None or own is None or registered.input_hw == row.input_hw:
+        return state, ()
+    sine = registered.build().state_dict()[_POSITION]
+    if stored.shape == own.shape or stored.shape != sine.shape:
+        return state, ()
+    if not torch.allclose(stored, sine, atol=1e-3):
+        raise CheckpointError(
+            f"{path}: its position embedding was learned for {registered.input_hw[0]}x{registered.input_hw[1]} "
+            "and cannot be rebuilt for another input size"
+        )
+    note = f"position embedding rebuilt for {row.input_hw[0]}x{row.input_hw[1]} (stored for {registered.input_hw[0]}x{registered.input_hw[1]})"
+    return {**state, _POSITION: own}, (note,)
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinity: the training diverged, take an earlier one")
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _mismatch(path: Path, row: ModelRow, wanted: Shapes, found: Shapes) -> str:
+    """One line: which model it looks like, and the first keys that do not fit."""
+    parts = []
+    for label, keys in (("missing", wanted.keys() - found.keys()), ("unexpected", found.keys() - wanted.keys())):
+        if keys:
+            parts.append(f"{len(keys)} {label} ({_first(keys)})")
+    shaped = [key for key in wanted.keys() & found.keys() if wanted[key] != found[key]]
+    if shaped:
+        key = min(shaped)
+        parts.append(f"{len(shaped)} mis-shaped ({key}: file {_x(found[key])}, model {_x(wanted[key])})")
+    return f"{path}: does not fit {row.name}: {', '.join(parts)}; {_advice(row, found)}"
+
+
+def _advice(row: ModelRow, found: Shapes) -> str:
+    name, matched = _closest(found)
+    total = len(found)
+    if matched < total // 2:
+        return f"no registered model is close (best: {name}, {matched} of {total} tensors)"
+    if matched == total and name != row.name:
+        return f"it is {name} ({matched} of {total} tensors): use --model {name}"
+    return f"the closest registered model is {name} ({matched} of {total} tensors)"
+
+
+def _closest(found: Shapes) -> tuple[str, int]:
+    """Registered model with the most tensors of the same name and shape."""
+    scores = {}
+    for name in MODELS:
+        with torch.device("meta"):
+            shapes = {key: tuple(tensor.shape) for key, tensor in get_model(name).build().state_dict().items()}
+        scores[name] = sum(found.get(key) == shape for key, shape in shapes.items())
+    best = max(scores, key=lambda name: scores[name])
+    return best, scores[best]
+
+
+def _first(keys: Iterable[str], count: int = 3) -> str:
+    ordered = sorted(keys)
+    return ", ".join(ordered[:count]) + (", ..." if len(ordered) > count else "")
+
+
+def _x(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape) or "scalar"

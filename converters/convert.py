@@ -1,0 +1,256 @@
+"""A checkpoint becomes a bundle: export, quantize, verify, and write it all or nothing."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgepose import bundle as bundles
+from edgepose.bundle import Golden, Variant, parse_variant
+from edgepose.calibration.compare import compare_on_crops
+from edgepose.calibration.metrics import Agreement
+from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
+from edgepose.converters.checkpoint import Checkpoint
+from edgepose.converters.contract import Deployed
+from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
+from edgepose.converters.quantize import DEFAULT_RECIPE, Recipe, quantize_onnx
+from edgepose.errors import ConversionError
+from edgepose.pipeline import Estimator
+from edgepose.runtimes.load import load
+from edgepose.types import ModelSpec
+
+__all__ = ["CALIBRATED", "Conversion", "ConversionRow", "Progress", "convert"]
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage, how much of it is done, and out of how much (0: unknown)."""
+
+CALIBRATED = ("int8",)
+"""Precisions that need calibration pictures."""
+
+_GOLDEN = 4
+_VERIFY = 32
+_FP32_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class ConversionRow:
+    """One variant of a new bundle: its size, agreement with FP32, and the seconds that making it took."""
+
+    variant: str
+    megabytes: float
+    agreement: Agreement
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was made: rows in the order asked for, the crops behind them, and remarks for people."""
+
+    bundle: Path
+    rows: tuple[ConversionRow, ...]
+    calibrated_on: int
+    verified_on: int
+    torch_max_abs_error: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """Crops for the quantizer, and others for the verdict."""
+
+    calibrate: NDArray[np.uint8]
+    verify: NDArray[np.uint8]
+    origin: CropSet | None
+
+
+def convert(
+    checkpoint: Checkpoint,
+    output: Path,
+    variants: Sequence[str],
+    *,
+    calibration: Path | None = None,
+    calibration_size: int = 128,
+    seed: int = 0,
+    recipe: Recipe = DEFAULT_RECIPE,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> Conversion:
+    """Make a bundle.
+
+    Args:
+        checkpoint: The model with its weights.
+        output: The bundle's folder. It appears when everything has succeeded, and not before.
+        variants: Names such as ``onnx-fp32``, ``onnx-int8``.
+        calibration: Annotations, images or a video; needed for INT8. Up to 32 crops beyond
+            ``calibration_size`` are held back to verify with, at least a fifth where there are not enough.
+        calibration_size: How many crops the quantizer sees.
+        seed: Seed of the choice of crops.
+        recipe: How to quantize.
+        force: Replace a bundle that is there.
+        progress: Told about each stage.
+
+    Raises:
+        ConversionError: A variant is not supported, needs calibration, or is off.
+        BundleError, DatasetError: The output or the calibration pictures cannot be used.
+    """
+    _check_variants(variants, calibration)
+    spec = checkpoint.row.spec
+    with (
+        bundles.create(output, force=force) as writer,
+        tempfile.TemporaryDirectory(prefix="edgepose-") as scratch,
+    ):
+        clock = _Clock()
+        fp32_file = (writer.folder if "onnx-fp32" in variants else Path(scratch)) / "onnx-fp32.onnx"
+        with clock.time("onnx-fp32"):
+            progress("export to ONNX", 0, 0)
+            export_onnx(checkpoint.model, spec, fp32_file)
+        fp32 = load(fp32_file)
+        crops = _collect(calibration, spec, fp32, calibration_size, seed, progress)
+        progress("compare ONNX with torch", 0, 0)
+        golden, torch_error = _golden(checkpoint, fp32, crops.verify)
+        if "onnx-int8" in variants:
+            with clock.time("onnx-int8"):
+                progress("quantize to INT8", 0, 0)
+                quantized = quantize_onnx(
+                    load_onnx(fp32_file),
+                    crops.calibrate,
+                    recipe,
+                    lambda samples: progress(f"quantize to INT8: {samples} samples measured", 0, 0),
+                )
+                save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx")
+        estimators = {name: load(writer.folder / f"{name}.onnx") for name in variants}
+        agreements = compare_on_crops(
+            {"onnx-fp32": fp32, **estimators},
+            crops.verify,
+            "onnx-fp32",
+            lambda done, total: progress("verify on crops held back", done, total),
+        )
+        rows, made = [], []
+        for name in variants:
+            file = writer.folder / f"{name}.onnx"
+            error = golden.error_of(estimators[name].heatmaps(golden.image))
+            made.append(Variant(name, file.name, _recipe_of(name, recipe), round(error, 6)))
+            rows.append(ConversionRow(name, file.stat().st_size / 1e6, agreements[name], clock.seconds[name]))
+        progress("write the bundle", 0, 0)
+        writer.write_golden(golden)
+        writer.write_json("calibration.json", _calibration_record(crops))
+        writer.write_json("evidence.json", {"parity": [asdict(row) for row in rows], "machine": _machine()})
+        writer.finish(spec, made, _provenance(checkpoint, seed, torch_error))
+    return Conversion(
+        bundle=output,
+        rows=tuple(rows),
+        calibrated_on=len(crops.calibrate) if "onnx-int8" in variants else 0,
+        verified_on=len(crops.verify),
+        torch_max_abs_error=torch_error,
+        notes=checkpoint.notes + _notes(crops),
+    )
+
+
+def _check_variants(variants: Sequence[str], calibration: Path | None) -> None:
+    supported = ("onnx-fp32", "onnx-int8")
+    for name in variants:
+        parse_variant(name)
+        if name not in supported:
+            raise ConversionError(f"{name}: this version converts to {', '.join(supported)}")
+        if parse_variant(name)[1] in CALIBRATED and calibration is None:
+            raise ConversionError(f"{name}: needs pictures to calibrate with: --calib FOLDER, VIDEO or COCO.json")
+    if not variants:
+        raise ConversionError(f"nothing to convert to: choose from {', '.join(supported)}")
+
+
+def _collect(
+    calibration: Path | None, spec: ModelSpec, fp32: Estimator, size: int, seed: int, progress: Progress
+) -> _Crops:
+    """Crops to calibrate and verify with; seeded noise to verify with where no pictures are given."""
+    if calibration is None:
+        width, height = spec.input_wh
+        noise = np.random.default_rng(seed).integers(0, 256, (MIN_SAMPLES, height, width, 3), dtype=np.uint8)
+        return _Crops(noise[:0], noise, None)
+    found = collect(
+        calibration,
+        spec,
+        size + _VERIFY,
+        seed,
+        fp32.best_region,
+        lambda done, total: progress("choose calibration crops", done, total),
+    )
+    held_back = min(_VERIFY, max(len(found.crops) - size, len(found.crops) // 5, _GOLDEN))
+    return _Crops(found.crops[held_back:], found.crops[:held_back], found)
+
+
+def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -> tuple[Golden, float]:
+    """Torch's answers for a few crops, and how far the exported FP32 model is from them."""
+    image = crops[:_GOLDEN]
+    with torch.inference_mode():
+        heatmaps = Deployed(checkpoint.model)(torch.from_numpy(image)).numpy()
+    error = float(np.abs(fp32.heatmaps(image) - heatmaps).max())
+    if not error <= _FP32_TOLERANCE * max(1.0, float(np.abs(heatmaps).max())):
+        raise ConversionError(
+            f"{checkpoint.row.name}: the exported ONNX model is {error:.2g} off the torch model: "
+            "use the versions of constraints.txt, and please report this"
+        )
+    return Golden(image, heatmaps), error
+
+
+def _recipe_of(name: str, recipe: Recipe) -> dict[str, Any]:
+    export = {"exporter": "torch.onnx dynamo", "opset": OPSET}
+    return export | ({"quantizer": recipe.to_dict()} if name == "onnx-int8" else {})
+
+
+def _calibration_record(crops: _Crops) -> dict[str, Any]:
+    if crops.origin is None:
+        return {"source": None, "count": 0, "verified_on": len(crops.verify), "note": "no pictures: seeded noise"}
+    return crops.origin.to_dict() | {"calibrated_on": len(crops.calibrate), "verified_on": len(crops.verify)}
+
+
+def _provenance(checkpoint: Checkpoint, seed: int, torch_error: float) -> dict[str, Any]:
+    packages = ("edgepose", "torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "opencv-python-headless")
+    return {
+        "model": checkpoint.row.name,
+        "checkpoint": dict(checkpoint.source),
+        "notes": list(checkpoint.notes),
+        "seed": seed,
+        "torch_max_abs_error": torch_error,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _machine() -> dict[str, str]:
+    return {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
+
+
+def _notes(crops: _Crops) -> tuple[str, ...]:
+    if crops.origin is None:
+        return ("no --calib: verified on seeded noise, not on pictures",)
+    skipped = crops.origin.skipped
+    if not skipped:
+        return ()
+    return (f"{len(skipped)} calibration files could not be read: {', '.join(skipped[:3])}",)
+
+
+class _Clock:
+    """Seconds per name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Measure a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+

@@ -1,0 +1,101 @@
+"""Torch module -> one self-contained ONNX file that carries its specification."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnxscript.optimizer
+import torch
+from torch import nn
+
+from edgepose.converters.contract import Deployed
+from edgepose.errors import ConversionError
+from edgepose.types import SPEC_KEY, ModelSpec
+
+__all__ = ["OPSET", "export_onnx", "load_onnx", "save_onnx"]
+
+OPSET = 18
+"""Lowest opset with a real LayerNormalization that exporter and engines agree on."""
+
+_FOLD_BYTES = 1 << 30
+
+
+def export_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> onnx.ModelProto:
+    """Export a pose model behind the I/O contract, with a free batch dimension.
+
+    Constant subgraphs (weight slices and transposes) are folded, so that a quantizer sees plain weights. Stack
+    traces and module names are stripped: they hold paths of the exporting machine, and cost size.
+
+    Args:
+        model: Takes normalised (N, 3, H, W) float32.
+        spec: Written into the file's metadata.
+        path: File to write.
+
+    Raises:
+        ConversionError: torch.onnx cannot export it.
+    """
+    width, height = spec.input_wh
+    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                Deployed(model),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                input_names=[spec.input.name],
+                output_names=[spec.output.name],
+                dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ConversionError(f"{spec.name}: torch.onnx cannot export it ({error})") from error
+        assert program is not None
+        onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+    proto = _stripped(program.model_proto)
+    save_onnx(proto, spec, path)
+    return proto
+
+
+def save_onnx(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+    """Write a model with its specification in the metadata; the same model is always the same bytes."""
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {SPEC_KEY: spec.to_json()})
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read a model that :func:`save_onnx` wrote."""
+    return onnx.load(path)
+
+
+def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    graph = proto.graph
+    holders = [graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for holder in holders:
+        holder.doc_string = ""
+        del holder.metadata_props[:]
+    return proto
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep library chatter (torchvision is not installed, ...) off the terminal."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

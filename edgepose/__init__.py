@@ -1,0 +1,42 @@
+"""edgepose: put a human pose estimation checkpoint on an edge device, with evidence.
+
+    import edgepose
+
+    estimator = edgepose.load("bundle")
+    poses = estimator.estimate(frame_bgr)
+
+Importing this package loads no engine and no torch: names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgepose.errors import EdgePoseError
+    from edgepose.pipeline import Estimator
+    from edgepose.runtimes.load import load
+    from edgepose.types import Engine, ModelSpec, Poses
+
+__version__ = "0.1.0"
+__all__ = ["EdgePoseError", "Engine", "Estimator", "ModelSpec", "Poses", "__version__", "load"]
+
+_HOME = {
+    "EdgePoseError": "edgepose.errors",
+    "Engine": "edgepose.types",
+    "Estimator": "edgepose.pipeline",
+    "ModelSpec": "edgepose.types",
+    "Poses": "edgepose.types",
+    "load": "edgepose.runtimes.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'edgepose' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,247 @@
+"""The bundle: one folder with a model in many variants, each file hashed in the manifest.
+
+    BUNDLE/
+      manifest.json       schema version, specification, provenance, one row per variant, hash of every file
+      onnx-fp32.onnx ...  the variants, named <format>-<precision>
+      golden.npz          a few input crops with the FP32 answers, replayed when a variant is loaded
+      calibration.json    what the quantizer saw
+      evidence.json       parity of every variant, as measured when the bundle was made
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepose.errors import BundleError
+from edgepose.files import canonical_json, new_folder, sha256_file
+from edgepose.types import ModelSpec
+
+__all__ = ["FORMATS", "PRECISIONS", "SUFFIXES", "Bundle", "Golden", "Variant", "create", "parse_variant"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+
+FORMATS = ("onnx", "openvino", "tflite", "tensorrt", "torch")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic")
+SUFFIXES = {"onnx": ".onnx"}
+"""File suffix of each format that this version writes."""
+
+
+def parse_variant(name: str) -> tuple[str, str]:
+    """Split a variant name ``<format>-<precision>``, for instance ``onnx-int8``.
+
+    Raises:
+        BundleError: The name does not follow the grammar.
+    """
+    form, _, precision = name.partition("-")
+    if form not in FORMATS or precision not in PRECISIONS:
+        raise BundleError(
+            f"variant {name!r}: expected <format>-<precision> with formats {', '.join(FORMATS)} "
+            f"and precisions {', '.join(PRECISIONS)}"
+        )
+    return form, precision
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact of a bundle.
+
+    Attributes:
+        name: ``<format>-<precision>``.
+        file: File name inside the bundle.
+        recipe: How it was made: exporter or quantizer and its settings.
+        golden_error: Relative RMS difference of its heatmaps from the FP32 answers on ``golden.npz``, as
+            measured when it was made; replayed on load.
+    """
+
+    name: str
+    file: str
+    recipe: Mapping[str, Any]
+    golden_error: float
+
+    def __post_init__(self) -> None:
+        parse_variant(self.name)
+        if Path(self.file).name != self.file:
+            raise BundleError(f"variant {self.name}: {self.file!r} is not a plain file name")
+
+    @property
+    def precision(self) -> str:
+        """The precision part of the name."""
+        return parse_variant(self.name)[1]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs ``image`` (N, H, W, 3) uint8 and the FP32 answers ``heatmaps`` (N, K, h, w) float32."""
+
+    image: NDArray[np.uint8]
+    heatmaps: NDArray[np.float32]
+
+    def error_of(self, heatmaps: NDArray[np.float32]) -> float:
+        """Relative RMS difference: ||answer - golden|| / ||golden||; infinite for NaN or another shape."""
+        if heatmaps.shape != self.heatmaps.shape:
+            return float("inf")
+        reference = float(np.linalg.norm(self.heatmaps)) or 1.0
+        error = float(np.linalg.norm(heatmaps - self.heatmaps)) / reference
+        return error if np.isfinite(error) else float("inf")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was opened: the manifest's content and where it is."""
+
+    path: Path
+    spec: ModelSpec
+    variants: tuple[Variant, ...]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read a bundle's manifest.
+
+        Raises:
+            BundleError: No bundle is there, or its manifest is damaged or of another version.
+        """
+        manifest = path / MANIFEST
+        if not path.exists():
+            raise BundleError(f"{path}: no such bundle or model file")
+        if not manifest.is_file():
+            raise BundleError(f"{path}: not a bundle (no {MANIFEST}): make one with edgepose convert")
+        try:
+            data = json.loads(manifest.read_text(encoding="utf-8"))
+            schema = data["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{manifest}: damaged ({error}): convert again") from None
+        if schema != SCHEMA_VERSION:
+            raise BundleError(
+                f"{manifest}: schema version {schema}, this edgepose reads {SCHEMA_VERSION}: "
+                "use the edgepose that made it, or convert again"
+            )
+        try:
+            return cls(
+                path=path,
+                spec=ModelSpec.from_json(json.dumps(data["spec"]), str(manifest)),
+                variants=tuple(Variant(**row) for row in data["variants"]),
+                provenance=dict(data["provenance"]),
+                files={str(name): dict(row) for name, row in data["files"].items()},
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{manifest}: damaged ({error}): convert again") from None
+
+    def variant(self, name: str) -> Variant:
+        """Look a variant up by name.
+
+        Raises:
+            BundleError: The bundle has none of that name.
+        """
+        for row in self.variants:
+            if row.name == name:
+                return row
+        raise BundleError(f"{self.path}: no variant {name!r}; there are: {', '.join(v.name for v in self.variants)}")
+
+    def checked_file(self, name: str) -> Path:
+        """Path of a file whose size and SHA-256 are those of the manifest.
+
+        Raises:
+            BundleError: The file is missing, truncated or edited.
+        """
+        path = self.path / name
+        row = self.files.get(name)
+        if row is None or not path.is_file():
+            raise BundleError(f"{path}: missing from the bundle: copy the whole folder, or convert again")
+        if path.stat().st_size != row.get("bytes"):
+            raise BundleError(
+                f"{path}: {path.stat().st_size:,} bytes, the manifest says {row.get('bytes', 0):,}: "
+                "truncated or edited; copy it again, or convert again"
+            )
+        if sha256_file(path) != row.get("sha256"):
+            raise BundleError(f"{path}: SHA-256 differs from the manifest: edited since conversion; convert again")
+        return path
+
+    def golden(self) -> Golden:
+        """The golden inputs and answers.
+
+        Raises:
+            BundleError: The file is missing, damaged or edited.
+        """
+        path = self.checked_file(GOLDEN)
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                return Golden(data["image"], data["heatmaps"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path}: damaged ({error}): convert again") from None
+
+
+class BundleWriter:
+    """Collects the files of a new bundle in a folder that is not visible under its name yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Add a JSON file."""
+        (self.folder / name).write_text(canonical_json(value), encoding="utf-8")
+
+    def write_golden(self, golden: Golden) -> None:
+        """Add ``golden.npz``."""
+        np.savez_compressed(self.folder / GOLDEN, image=golden.image, heatmaps=golden.heatmaps)
+
+    def finish(self, spec: ModelSpec, variants: list[Variant], provenance: Mapping[str, Any]) -> None:
+        """Hash every file and write the manifest."""
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(self.folder.iterdir())
+        }
+        self.write_json(
+            MANIFEST,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "spec": json.loads(spec.to_json()),
+                "variants": [asdict(variant) for variant in variants],
+                "provenance": provenance,
+                "files": files,
+            },
+        )
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Refuse a target that would overwrite something, before any work is done.
+
+    Raises:
+        BundleError: The path exists and ``force`` is not given, or it holds something that is no bundle.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise BundleError(f"{path}: is not a folder: choose another output")
+    empty = not any(path.iterdir())
+    if not (empty or (path / MANIFEST).is_file()):
+        raise BundleError(f"{path}: holds files that are no bundle and is left alone: choose another output")
+    if not (empty or force):
+        raise BundleError(f"{path}: a bundle is there already: choose another output, or --force to replace it")
+
+
+@contextmanager
+def create(path: Path, *, force: bool = False) -> Iterator[BundleWriter]:
+    """Write a bundle: whole when the block ends, not there when it fails or is interrupted.
+
+    Raises:
+        BundleError: See :func:`check_target`; or the folder cannot be written.
+    """
+    check_target(path, force=force)
+    try:
+        with new_folder(path, replace=True) as folder:
+            yield BundleWriter(folder)
+    except PermissionError as error:
+        raise BundleError(f"{error.filename or path}: no permission to write here: choose another output") from None

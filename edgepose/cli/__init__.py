@@ -1,0 +1,87 @@
+"""The command line: one file per command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from edgepose import __version__
+from edgepose.errors import EdgePoseError
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "convert": "Turn a checkpoint into a bundle of FP32 and INT8 models.",
+    "run": "Estimate poses on a video, images or a camera.",
+    "bench": "Measure the latency of every variant on this machine.",
+    "validate": "Measure the accuracy of every variant, and the drop from FP32.",
+    "inspect": "Show what a bundle or model file is and where it comes from.",
+    "models": "List the registered models, or download their weights.",
+    "demo": "Convert the starter model and run it on the sample clip.",
+}
+"""Command -> help; ``NAME`` lives in ``edgepose.cli.NAME`` as ``command``."""
+
+_INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Knows every command's help without importing it, so that ``--help`` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edgepose.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgepose")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def _cli(debug: bool) -> None:
+    """Put a human pose estimation checkpoint on an edge device, with evidence."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = _cli.main(arguments, prog_name="edgepose", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(2)
+    except click.ClickException as error:
+        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        _fail(error.format_message() + hint, 2)
+    except EdgePoseError as error:
+        if "--debug" in arguments:
+            raise
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> Any:
+    """Stop on SIGTERM as on Ctrl-C: clean up, leave nothing half-written."""
+    raise KeyboardInterrupt

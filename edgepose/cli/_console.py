@@ -1,0 +1,72 @@
+"""The one console: tables, progress and remarks. Tables and results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["err", "out", "print_table", "progress", "remark"]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_PIPED_WIDTH = 160
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
+    """Print a table; columns whose name starts with ``<`` are left-aligned text, others right-aligned numbers."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        left = name.startswith("<")
+        table.add_column(escape(name.lstrip("<")), justify="left" if left else "right", no_wrap=not left)
+    for row in rows:
+        table.add_row(*(escape("-" if cell is None else str(cell)) for cell in row))
+    width = None if out.is_terminal else _PIPED_WIDTH
+    out.print(table, width=width, crop=False)
+    if caption:
+        out.print(escape(caption), style="dim", width=width)
+
+
+def remark(text: str) -> None:
+    """One line to stderr."""
+    err.print(escape(text), soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress line per stage: call it with the stage, how much is done, and out of how many (0: unknown)."""
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=False) as bar:
+        current = None
+        stage_of = ""
+
+        def update(stage: str, done: int, total: int) -> None:
+            nonlocal current, stage_of
+            head = stage.partition(":")[0]
+            if current is None or head != stage_of:
+                if current is not None:
+                    _finish(bar, current)
+                current, stage_of = bar.add_task(escape(stage), total=total or None), head
+            bar.update(current, description=escape(stage), completed=done, total=total or None)
+
+        yield update
+        if current is not None:
+            _finish(bar, current)
+
+
+def _finish(bar: Progress, task: object) -> None:
+    row = next(t for t in bar.tasks if t.id == task)
+    done = row.total or row.completed or 1
+    bar.update(row.id, total=done, completed=done)

@@ -1,0 +1,142 @@
+"""``edgepose bench``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgepose.cli._console import print_table, progress, remark
+from edgepose.cli._machine import machine
+from edgepose.cli._options import PATH, engine_options, split_list
+from edgepose.cli._variants import load_variants
+
+__all__ = ["bench", "command"]
+
+
+@click.command("bench")
+@click.argument("bundle", type=PATH)
+@click.option("--variants", help="Only these, separated by commas.  [default: all]")
+@click.option("--iterations", type=click.IntRange(1), default=100, show_default=True, help="Timed rounds.")
+@click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Rounds before, not counted.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="People per call.")
+@click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
+@click.option("--force", is_flag=True, help="Replace the JSON file.")
+@engine_options
+def command(
+    bundle: Path,
+    variants: str | None,
+    iterations: int,
+    warmup: int,
+    batch: int,
+    json_path: Path | None,
+    force: bool,
+    engine: str | None,
+    device: str,
+    threads: int | None,
+    no_self_test: bool,
+) -> None:
+    """Measure every variant of BUNDLE (or one model file) here, interleaved round by round.
+
+    Variants that cannot run stay in the table with the reason.
+    """
+    from edgepose.sinks import check_output
+
+    if json_path:
+        check_output(json_path, force=force)
+    data = bench(
+        bundle,
+        split_list(variants) if variants else None,
+        iterations=iterations,
+        warmup=warmup,
+        batch=batch,
+        engine=engine,
+        device=device,
+        threads=threads,
+        self_test=not no_self_test,
+    )
+    if json_path:
+        from edgepose.files import canonical_json, replace_file
+
+        with replace_file(json_path) as partial:
+            partial.write_text(canonical_json(data), encoding="utf-8")
+        remark(f"wrote {json_path}")
+
+
+def bench(
+    path: Path,
+    variants: list[str] | None = None,
+    *,
+    iterations: int,
+    warmup: int,
+    batch: int = 1,
+    engine: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    self_test: bool = True,
+) -> dict[str, Any]:
+    """Measure, print the table, and return everything for JSON.
+
+    Raises:
+        EdgePoseError: No variant runs here.
+    """
+    from edgepose.runtimes.latency import measure_latency, peak_rss_mb
+    from edgepose.runtimes.load import model_files
+
+    files = model_files(path, variants)
+    estimators, failed = load_variants(path, variants, engine, device, threads, self_test)
+    placement = {name: estimator.engine.placement() for name, estimator in estimators.items()}
+    with progress() as update:
+        rows = measure_latency(
+            estimators,
+            iterations=iterations,
+            warmup=warmup,
+            batch=batch,
+            threads=threads,
+            progress=lambda done, total: update("time the variants in turn", done, total),
+        )
+        memory = {}
+        for done, row in enumerate(rows, start=1):
+            memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, threads, batch)
+            update("measure memory in fresh processes", done, len(rows))
+    megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    here = machine()
+    table = [
+        (
+            row.variant,
+            f"{row.engine} {row.device}",
+            row.threads or "auto",
+            f"{row.infer_ms:.2f}",
+            f"{row.p95_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"{row.cpu_ms:.1f}",
+            f"{row.pre_ms:.2f}",
+            f"{row.decode_ms:.2f}",
+            f"{row.fps:.1f}",
+            f"{row.speedup:.2f}x" if row.speedup else None,
+            f"{megabytes[row.variant]:.2f}",
+            f"{memory[row.variant]:.0f}",
+        )
+        for row in rows
+    ]
+    table += [(name, reason, *[None] * 11) for name, reason in failed.items()]
+    columns = ("<variant", "<engine", "threads", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "pre ms", "decode ms", "FPS")
+    print_table(
+        f"latency of {path}, batch {batch}",
+        (*columns, "speed-up", "MB", "RSS MiB"),
+        table,
+        f"{iterations} interleaved rounds; percentiles of inference alone; FPS of pre + inference + decode in sequence;\n"
+        f"speed-up over the first FP32 row; {here['cpu']}, {here['cores']} cores; "
+        + " ".join(f"{name} {number}" for name, number in here["versions"].items()),
+    )
+    return {
+        "machine": here,
+        "rows": [
+            asdict(row) | {"mb": megabytes[row.variant], "rss_mib": memory[row.variant], "placement": placement[row.variant]}
+            for row in rows
+        ],
+        "failed": failed,
+    }

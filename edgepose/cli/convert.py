@@ -1,0 +1,158 @@
+"""``edgepose convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgepose.cli._console import print_table, progress, remark
+from edgepose.cli._options import PATH, split_list
+from edgepose.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from edgepose.converters.convert import Conversion
+
+__all__ = ["command", "convert_checkpoint", "require_converters"]
+
+
+@click.command("convert")
+@click.argument("checkpoint", type=PATH, required=False)
+@click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
+@click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
+@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, separated by commas.")
+@click.option("--precision", default="fp32,int8", show_default=True, help="Precisions, separated by commas.")
+@click.option("--calib", type=PATH, help="COCO keypoint JSON, folder of images, or video; INT8 needs it.")
+@click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Crops to calibrate with.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of crops.")
+@click.option("--input-size", help="Crop height x width, for instance 256x192.  [default: the model's]")
+@click.option("-o", "--output", type=PATH, required=True, help="Bundle to write.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+def command(
+    checkpoint: Path | None,
+    model: str,
+    random: bool,
+    formats: str,
+    precision: str,
+    calib: Path | None,
+    calib_size: int,
+    seed: int,
+    input_size: str | None,
+    output: Path,
+    force: bool,
+) -> None:
+    """Turn CHECKPOINT into a bundle: FP32 and INT8 models, each checked against the original.
+
+    \b
+    edgepose convert tp_r.pth --model transpose-r-a4 --calib footage.mp4 -o bundle
+    """
+    if (checkpoint is None) == (not random):
+        raise click.UsageError("give either a CHECKPOINT or --random")
+    convert_checkpoint(
+        checkpoint,
+        model,
+        output,
+        calib,
+        calib_size,
+        variants=[f"{form}-{kind}" for form in split_list(formats) for kind in split_list(precision)],
+        input_hw=_input_hw(input_size) if input_size else None,
+        seed=seed,
+        force=force,
+    )
+
+
+def convert_checkpoint(
+    checkpoint: Path | None,
+    model: str,
+    output: Path,
+    calib: Path | None,
+    calib_size: int,
+    *,
+    variants: Sequence[str] = ("onnx-fp32", "onnx-int8"),
+    input_hw: tuple[int, int] | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> None:
+    """Convert with a progress line per stage, and print the closing table; no checkpoint means random weights."""
+    from edgepose.bundle import check_target
+    from edgepose.models.registry import get_model
+
+    row = get_model(model)
+    if input_hw:
+        row = row.resized(input_hw)
+    check_target(output, force=force)
+    require_converters()
+    from edgepose.converters.checkpoint import build_random, load_checkpoint
+    from edgepose.converters.convert import convert
+
+    with progress() as update:
+        update(f"load {checkpoint.name if checkpoint else 'random weights'}", 0, 0)
+        conversion = convert(
+            load_checkpoint(checkpoint, row) if checkpoint else build_random(row, seed),
+            output,
+            variants,
+            calibration=calib,
+            calibration_size=calib_size,
+            seed=seed,
+            force=force,
+            progress=update,
+        )
+    _print(conversion, row.name if checkpoint else f"{row.name} with random weights")
+
+
+def require_converters() -> None:
+    """Name the command that installs what conversion needs, where it is missing.
+
+    Raises:
+        EngineUnavailable: A package is missing.
+    """
+    missing = [name for name in ("torch", "onnx", "onnxscript", "nncf") if find_spec(name) is None]
+    if missing:
+        raise EngineUnavailable(
+            f"converting needs {', '.join(missing)}, not installed here: pip install 'edgepose[convert]' "
+            "(on a computer, not on the board: bundles run without it)"
+        )
+
+
+def _print(conversion: Conversion, name: str) -> None:
+    """The closing table."""
+    for note in conversion.notes:
+        remark(f"note: {note}")
+    rows = [
+        (
+            row.variant,
+            f"{row.megabytes:.2f}",
+            f"{row.agreement.max_abs_error:.2g}",
+            f"{row.agreement.mean_shift_px:.2f}",
+            f"{row.agreement.p95_shift_px:.2f}",
+            f"{row.agreement.mean_oks:.4f}",
+            f"{row.seconds:.1f}",
+        )
+        for row in conversion.rows
+    ]
+    print_table(
+        f"{name} -> {conversion.bundle}",
+        ("<variant", "MB", "max abs", "shift px", "p95 px", "mean OKS", "made in s"),
+        rows,
+        _caption(conversion),
+    )
+
+
+def _caption(conversion: Conversion) -> str:
+    agreement = conversion.rows[0].agreement
+    calibrated = f"calibrated on {conversion.calibrated_on} crops, " if conversion.calibrated_on else ""
+    return (
+        f"{calibrated}compared with ONNX FP32 on {conversion.verified_on} other crops "
+        f"({agreement.joints} joints that FP32 finds, {agreement.share:.0%}); shift in crop pixels; "
+        f"ONNX FP32 is {conversion.torch_max_abs_error:.1g} off torch"
+    )
+
+
+def _input_hw(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"{text!r}: give height x width, for instance 256x192", param_hint="--input-size")
+    return int(height), int(width)

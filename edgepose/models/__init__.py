@@ -1,0 +1,1 @@
+"""Pose models: registry rows (no torch) and torch definitions, one file per family."""

@@ -1,0 +1,170 @@
+"""Registered models as rows of data. A row imports its torch file on first build, not before."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from edgepose.errors import EdgePoseError
+from edgepose.skeletons import get_skeleton
+from edgepose.types import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MODELS", "ModelRow", "Published", "get_model"]
+
+_TRANSPOSE_RELEASE = "https://github.com/yangsenius/TransPose/releases/download/Hub/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors report of a checkpoint, and where it is.
+
+    Attributes:
+        ap_detected, ap_ground_truth: COCO val2017 AP (points) with detected and with ground-truth boxes.
+        gflops: Multiply-adds of one crop, in units of 1e9, as the paper counts them.
+        url: Address of the weights.
+        sha256: Hex digest of the file, or None where we never had the file to hash.
+    """
+
+    ap_detected: float
+    ap_ground_truth: float
+    gflops: float
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One registered model.
+
+    Attributes:
+        name: Public name.
+        architecture: ``"module:Class"``; the class takes its ``Config`` dataclass.
+        skeleton: Name of the joints' order.
+        input_hw: Height and width of a crop.
+        parameters: Number of torch parameters, as the authors count: with position embedding, without statistics.
+        sizes: The remaining fields of ``Config``.
+        published: The authors' figures, or None for a model of ours.
+        summary: One line for people.
+    """
+
+    name: str
+    architecture: str
+    skeleton: str
+    input_hw: tuple[int, int]
+    parameters: int
+    sizes: Mapping[str, Any] = field(repr=False)
+    published: Published | None = None
+    summary: str = ""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The I/O contract of this model's artifacts."""
+        return ModelSpec.pose2d(self.name, self.input_hw, self.skeleton)
+
+    def resized(self, input_hw: tuple[int, int]) -> ModelRow:
+        """The same model for another crop size (height and width, multiples of 32).
+
+        Raises:
+            EdgePoseError: The size does not divide.
+        """
+        if any(side < 32 or side % 32 for side in input_hw):
+            raise EdgePoseError(
+                f"input size {input_hw[0]}x{input_hw[1]} does not fit {self.name}: "
+                "give height x width in multiples of 32, for instance 256x192"
+            )
+        return replace(self, input_hw=input_hw)
+
+    def build(self) -> nn.Module:
+        """A torch module with fresh weights, in evaluation mode."""
+        module, _, name = self.architecture.partition(":")
+        architecture = getattr(importlib.import_module(module), name)
+        joints = len(get_skeleton(self.skeleton).joints)
+        config = architecture.Config(joints=joints, input_hw=self.input_hw, **self.sizes)
+        model: nn.Module = architecture(config).eval()
+        return model
+
+
+def _transpose_r(name: str, layers: int, parameters: int, published: Published) -> ModelRow:
+    return ModelRow(
+        name=name,
+        architecture="edgepose.models.transpose:TransPoseR",
+        skeleton="coco17",
+        input_hw=(256, 192),
+        parameters=parameters,
+        sizes={"d_model": 256, "feedforward": 1024, "heads": 8, "layers": layers},
+        published=published,
+        summary=f"ResNet-S stem, {layers} encoder layers",
+    )
+
+
+def _transpose_h(name: str, width: int, layers: int, parameters: int, published: Published) -> ModelRow:
+    return ModelRow(
+        name=name,
+        architecture="edgepose.models.transpose:TransPoseH",
+        skeleton="coco17",
+        input_hw=(256, 192),
+        parameters=parameters,
+        sizes={"d_model": 2 * width, "feedforward": 4 * width, "heads": 1, "layers": layers, "width": width},
+        published=published,
+        summary=f"HRNet-S-W{width} stem, {layers} encoder layers",
+    )
+
+
+def _released(file: str, ap_detected: float, ap_ground_truth: float, gflops: float) -> Published:
+    return Published(ap_detected, ap_ground_truth, gflops, _TRANSPOSE_RELEASE + file)
+
+
+_ROWS = (
+    _transpose_r(
+        "transpose-r-a3", 3, 5_195_345, _released("tp_r_256x192_enc3_d256_h1024_mh8.pth", 71.7, 73.8, 8.0)
+    ),
+    _transpose_r(
+        "transpose-r-a4", 4, 5_985_105, _released("tp_r_256x192_enc4_d256_h1024_mh8.pth", 72.6, 75.1, 8.9)
+    ),
+    _transpose_h(
+        "transpose-h-s", 32, 4, 8_019_281, _released("tp_h_32_256x192_enc4_d64_h128_mh1.pth", 74.2, 76.1, 10.2)
+    ),
+    _transpose_h(
+        "transpose-h-a4", 48, 4, 17_306_129, _released("tp_h_48_256x192_enc4_d96_h192_mh1.pth", 75.3, 77.5, 17.5)
+    ),
+    _transpose_h(
+        "transpose-h-a6", 48, 6, 17_455_697, _released("tp_h_48_256x192_enc6_d96_h192_mh1.pth", 75.8, 78.1, 21.8)
+    ),
+    ModelRow(
+        name="transpose-r-t",
+        architecture="edgepose.models.transpose:TransPoseR",
+        skeleton="lsp14",
+        input_hw=(128, 96),
+        parameters=1_085_102,
+        sizes={
+            "d_model": 128,
+            "feedforward": 256,
+            "heads": 4,
+            "layers": 3,
+            "stem": 32,
+            "planes": (32, 64),
+            "deconv": 128,
+        },
+        summary="starter model: half-width ResNet-S stem, 3 encoder layers",
+    ),
+)
+
+MODELS: Mapping[str, ModelRow] = MappingProxyType({row.name: row for row in _ROWS})
+
+
+def get_model(name: str) -> ModelRow:
+    """Look a model up by name.
+
+    Raises:
+        EdgePoseError: No model has that name.
+    """
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise EdgePoseError(f"unknown model {name!r}; registered: {', '.join(MODELS)}") from None

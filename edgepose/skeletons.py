@@ -1,0 +1,137 @@
+"""Skeletons as data: joint names, edges, mirror pairs and OKS sigmas.
+
+Sources of the sigmas: COCO-17 are those of the COCO keypoint evaluation. The other skeletons reuse them for
+the joints they share with COCO; neck and head follow CrowdPose (0.079). Pelvis, spine and thorax have no
+published value: they take the hip's (0.107) and the shoulder's (0.079), the nearest joints on the body.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgepose.errors import EdgePoseError
+
+__all__ = ["SKELETONS", "Skeleton", "get_skeleton"]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """K named joints and how they connect.
+
+    Attributes:
+        name: Registry name, for instance ``coco17``.
+        joints: K joint names, in the order of a model's heatmaps.
+        edges: Pairs of joint indices, one for each limb that is drawn.
+        flip_pairs: (right, left) or (left, right) joint indices that trade places in a mirrored image.
+        sigmas: K per-joint constants of the object keypoint similarity (OKS), unitless.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    flip_pairs: tuple[tuple[int, int], ...]
+    sigmas: tuple[float, ...]
+
+    @property
+    def flip_order(self) -> tuple[int, ...]:
+        """K indices: ``mirrored[flip_order]`` puts left and right joints back."""
+        order = list(range(len(self.joints)))
+        for a, b in self.flip_pairs:
+            order[a], order[b] = b, a
+        return tuple(order)
+
+
+_SIGMA = {
+    "nose": 0.026,
+    "eye": 0.025,
+    "ear": 0.035,
+    "shoulder": 0.079,
+    "elbow": 0.072,
+    "wrist": 0.062,
+    "hip": 0.107,
+    "knee": 0.087,
+    "ankle": 0.089,
+    "neck": 0.079,
+    "upper_neck": 0.079,
+    "head": 0.079,
+    "head_top": 0.079,
+    "thorax": 0.079,
+    "pelvis": 0.107,
+    "spine": 0.107,
+}
+
+
+def _skeleton(name: str, joints: str, edges: str) -> Skeleton:
+    """Build a row from joint names and ``a-b`` edges; mirror pairs and sigmas follow from the names."""
+    names = tuple(joints.split())
+    index = {joint: i for i, joint in enumerate(names)}
+    pairs = tuple(
+        (index[joint], index["right_" + joint.removeprefix("left_")])
+        for joint in names
+        if joint.startswith("left_")
+    )
+    limbs = [edge.split("-") for edge in edges.split()]
+    return Skeleton(
+        name=name,
+        joints=names,
+        edges=tuple((index[a], index[b]) for a, b in limbs),
+        flip_pairs=pairs,
+        sigmas=tuple(_SIGMA[joint.removeprefix("left_").removeprefix("right_")] for joint in names),
+    )
+
+
+SKELETONS: dict[str, Skeleton] = {
+    row.name: row
+    for row in (
+        _skeleton(
+            "coco17",
+            "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow "
+            "left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle",
+            "left_ankle-left_knee left_knee-left_hip right_ankle-right_knee right_knee-right_hip "
+            "left_hip-right_hip left_shoulder-left_hip right_shoulder-right_hip left_shoulder-right_shoulder "
+            "left_shoulder-left_elbow right_shoulder-right_elbow left_elbow-left_wrist "
+            "right_elbow-right_wrist left_eye-right_eye nose-left_eye nose-right_eye left_eye-left_ear "
+            "right_eye-right_ear left_ear-left_shoulder right_ear-right_shoulder",
+        ),
+        _skeleton(
+            "h36m17",
+            "pelvis right_hip right_knee right_ankle left_hip left_knee left_ankle spine thorax neck head "
+            "left_shoulder left_elbow left_wrist right_shoulder right_elbow right_wrist",
+            "pelvis-right_hip right_hip-right_knee right_knee-right_ankle pelvis-left_hip left_hip-left_knee "
+            "left_knee-left_ankle pelvis-spine spine-thorax thorax-neck neck-head thorax-left_shoulder "
+            "left_shoulder-left_elbow left_elbow-left_wrist thorax-right_shoulder "
+            "right_shoulder-right_elbow right_elbow-right_wrist",
+        ),
+        _skeleton(
+            "lsp14",
+            "right_ankle right_knee right_hip left_hip left_knee left_ankle right_wrist right_elbow "
+            "right_shoulder left_shoulder left_elbow left_wrist neck head_top",
+            "right_ankle-right_knee right_knee-right_hip right_hip-left_hip left_hip-left_knee "
+            "left_knee-left_ankle right_wrist-right_elbow right_elbow-right_shoulder right_shoulder-neck "
+            "neck-left_shoulder left_shoulder-left_elbow left_elbow-left_wrist right_shoulder-right_hip "
+            "left_shoulder-left_hip neck-head_top",
+        ),
+        _skeleton(
+            "mpii16",
+            "right_ankle right_knee right_hip left_hip left_knee left_ankle pelvis thorax upper_neck head_top "
+            "right_wrist right_elbow right_shoulder left_shoulder left_elbow left_wrist",
+            "right_ankle-right_knee right_knee-right_hip right_hip-pelvis left_hip-pelvis left_hip-left_knee "
+            "left_knee-left_ankle pelvis-thorax thorax-upper_neck upper_neck-head_top right_wrist-right_elbow "
+            "right_elbow-right_shoulder right_shoulder-thorax thorax-left_shoulder "
+            "left_shoulder-left_elbow left_elbow-left_wrist",
+        ),
+    )
+}
+
+
+def get_skeleton(name: str) -> Skeleton:
+    """Look a skeleton up by name.
+
+    Raises:
+        EdgePoseError: No skeleton has that name.
+    """
+    try:
+        return SKELETONS[name]
+    except KeyError:
+        known = ", ".join(SKELETONS)
+        raise EdgePoseError(f"unknown skeleton {name!r}; known: {known}") from None

@@ -1,0 +1,97 @@
+"""One person without a detector: search the frame, zoom in, then follow the last pose.
+
+The pose model itself is the detector. A few overlapping windows cover the frame; those with the best mean
+joint score are zoomed into twice; what still scores like a person is one. While it does, the next frame's
+region comes from this frame's joints, as single-person trackers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepose.geometry import boxes_around, regions_from_boxes
+from edgepose.types import ModelSpec, Poses
+
+__all__ = ["Follower", "find_person", "looks_like_a_person", "next_region", "search_windows"]
+
+Frame = NDArray[np.uint8]
+Regions = NDArray[np.float64]
+PosesAt = Callable[[Frame, Regions], Poses]
+"""Poses of one frame in the given regions, one person for each region."""
+
+_CANDIDATES = 3
+_ZOOMS = 2
+_MIN_JOINTS = 4
+_SLACK = 1.1  # joints end before the body does (hands, feet, crown), and the person moves
+
+
+def search_windows(frame_wh: tuple[int, int], aspect: float) -> Regions:
+    """The whole frame, and windows of the model's aspect ratio that overlap by half: (M, 4) cx, cy, w, h."""
+    width, height = frame_wh
+    w, h = min(width, height * aspect), min(height, width / aspect)
+    columns = np.linspace(w / 2, width - w / 2, int(np.ceil((width - w) / (w / 2))) + 1)
+    rows = np.linspace(h / 2, height - h / 2, int(np.ceil((height - h) / (h / 2))) + 1)
+    whole = max(width, height * aspect)
+    windows = [[width / 2, height / 2, whole, whole / aspect]]
+    windows += [[x, y, w, h] for y in rows for x in columns]
+    return np.unique(np.array(windows), axis=0)
+
+
+def next_region(poses: Poses, person: int, spec: ModelSpec) -> Regions:
+    """Region (1, 4) around a person's best joints: those above the score threshold, but at least four."""
+    scores = poses.scores[person]
+    threshold = min(spec.score_threshold, np.sort(scores)[-_MIN_JOINTS])
+    x, y, w, h = boxes_around(poses.keypoints_xy[person][scores >= threshold])
+    slack_w, slack_h = w * (_SLACK - 1), h * (_SLACK - 1)
+    box = [x - slack_w / 2, y - slack_h / 2, w + slack_w, h + slack_h]
+    return regions_from_boxes(np.maximum(box, [-np.inf, -np.inf, 8, 8]), spec.aspect, spec.crop_padding)
+
+
+def looks_like_a_person(poses: Poses, spec: ModelSpec) -> NDArray[np.bool_]:
+    """(N,) whether the mean joint score reaches the model's threshold."""
+    return np.asarray(poses.scores.mean(axis=1) >= spec.score_threshold)
+
+
+def find_person(frame: Frame, poses_at: PosesAt, spec: ModelSpec) -> Poses:
+    """Best pose in a frame, whether or not it looks like a person: always one.
+
+    Args:
+        frame: (h, w, 3) uint8.
+        poses_at: Runs the model.
+        spec: Gives the aspect ratio and the score threshold.
+    """
+    h, w = frame.shape[:2]
+    poses = _best(poses_at(frame, search_windows((w, h), spec.aspect)), _CANDIDATES)
+    for _ in range(_ZOOMS):
+        regions = [next_region(poses, person, spec) for person in range(len(poses))]
+        poses = poses_at(frame, np.concatenate(regions))
+    return _best(poses, 1)
+
+
+def _best(poses: Poses, count: int) -> Poses:
+    return poses[np.argsort(-poses.scores.mean(axis=1), kind="stable")[:count]]
+
+
+class Follower:
+    """Follows one person through the frames of a video; call it with each frame in turn."""
+
+    def __init__(self, poses_at: PosesAt, spec: ModelSpec) -> None:
+        self._poses_at = poses_at
+        self._spec = spec
+        self._region: Regions | None = None
+
+    def __call__(self, frame: Frame) -> Poses:
+        """The person in this frame, or nobody."""
+        if self._region is not None:
+            poses = self._accept(self._poses_at(frame, self._region))
+            if len(poses):
+                return poses
+        return self._accept(find_person(frame, self._poses_at, self._spec))
+
+    def _accept(self, poses: Poses) -> Poses:
+        poses = poses[looks_like_a_person(poses, self._spec)]
+        self._region = next_region(poses, 0, self._spec) if len(poses) else None
+        return poses

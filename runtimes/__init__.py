@@ -1,0 +1,1 @@
+"""Device side: engines, one file each, and the door that loads them."""

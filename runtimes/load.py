@@ -1,0 +1,122 @@
+"""``edgepose.load``: a bundle or a lone model file becomes an Estimator, checked before it is handed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepose.bundle import MANIFEST, Bundle, Variant
+from edgepose.errors import BundleError, EngineError
+from edgepose.pipeline import Estimator
+from edgepose.runtimes.registry import open_engine
+from edgepose.types import SPEC_KEY, Engine, ModelSpec
+
+__all__ = ["load", "model_files", "self_test"]
+
+_PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
+
+
+def load(
+    path: str | Path,
+    engine: str | None = None,
+    device: str = "auto",
+    variant: str | None = None,
+    *,
+    threads: int | None = None,
+    self_test: bool = True,
+) -> Estimator:
+    """Load a bundle, or one model file that edgepose wrote.
+
+    Args:
+        path: A bundle folder, or a file such as ``onnx-int8.onnx``, inside its bundle or copied elsewhere.
+        engine: Engine name; by default the first that runs the file.
+        device: ``auto``, or a device of the engine: ``cpu``, ``cuda``.
+        variant: Which variant of a bundle. By default INT8 where the device is a CPU, else a float one.
+        threads: Threads of one inference; by default the engine's choice.
+        self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
+            no golden inputs, so nothing is replayed.
+
+    Raises:
+        BundleError: Not there, damaged, edited, or without a specification.
+        EngineUnavailable: The engine or the device is not on this machine.
+        EngineError: The engine cannot load the model, or its answers are off.
+    """
+    path = Path(path)
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        bundle = Bundle.open(path.parent)
+        row = next((v for v in bundle.variants if v.file == path.name), None)
+        if row is not None:
+            return _from_bundle(bundle, row, engine, device, threads, self_test)
+    if path.is_file():
+        return _from_file(path, engine, device, threads)
+    bundle = Bundle.open(path)
+    row = bundle.variant(variant) if variant else _default_variant(bundle, device)
+    return _from_bundle(bundle, row, engine, device, threads, self_test)
+
+
+def _from_bundle(
+    bundle: Bundle, row: Variant, engine: str | None, device: str, threads: int | None, replay: bool
+) -> Estimator:
+    opened = open_engine(bundle.checked_file(row.file), engine, device, threads)
+    _check_contract(opened, bundle.spec, bundle.path / row.file)
+    estimator = Estimator(opened, bundle.spec, row.name)
+    if replay:
+        self_test(estimator, bundle, row)
+    return estimator
+
+
+def _from_file(path: Path, engine: str | None, device: str, threads: int | None) -> Estimator:
+    opened = open_engine(path, engine, device, threads)
+    text = opened.metadata.get(SPEC_KEY)
+    if text is None:
+        raise BundleError(f"{path}: carries no edgepose specification: convert the checkpoint with edgepose convert")
+    spec = ModelSpec.from_json(text, str(path))
+    _check_contract(opened, spec, path)
+    return Estimator(opened, spec, path.stem)
+
+
+def _default_variant(bundle: Bundle, device: str) -> Variant:
+    order = _PREFERENCE.get(device, _PREFERENCE["cpu"])
+    ranked = sorted(bundle.variants, key=lambda v: order.index(v.precision) if v.precision in order else len(order))
+    if not ranked:
+        raise BundleError(f"{bundle.path}: has no variants: convert again")
+    return ranked[0]
+
+
+def _check_contract(engine: Engine, spec: ModelSpec, where: Path) -> None:
+    if engine.inputs != (spec.input,) or engine.outputs != (spec.output,):
+        raise BundleError(
+            f"{where}: its tensors {engine.inputs + engine.outputs} do not fit its specification "
+            f"{(spec.input, spec.output)}: convert again"
+        )
+
+
+def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:
+    """Replay the golden inputs and compare with the FP32 answers.
+
+    The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding.
+
+    Raises:
+        EngineError: The answers are off.
+    """
+    golden = bundle.golden()
+    error = golden.error_of(estimator.heatmaps(golden.image))
+    limit = 1.5 * row.golden_error + 0.01
+    if not error <= limit:
+        raise EngineError(
+            f"{bundle.path / row.file}: self-test failed on {estimator.engine.name} {estimator.engine.device}: heatmaps "
+            f"are {error:.1%} off the FP32 answers, {row.golden_error:.1%} when converted (limit {limit:.1%}): "
+            "check engine version and driver, or load with --no-self-test"
+        )
+
+
+def model_files(path: Path, variants: list[str] | None = None) -> dict[str, Path]:
+    """Model files by variant name: a bundle's, all or the named ones, or the one file itself.
+
+    Raises:
+        BundleError: Not there, or a variant is not in the bundle.
+    """
+    if path.is_file():
+        return {path.stem: path}
+    bundle = Bundle.open(path)
+    rows = [bundle.variant(name) for name in variants] if variants else bundle.variants
+    return {row.name: bundle.path / row.file for row in rows}

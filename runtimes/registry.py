@@ -1,0 +1,111 @@
+"""Engines as rows of data. An engine's library is imported inside its class, on first use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from edgepose.errors import EngineUnavailable
+from edgepose.types import Engine
+
+__all__ = ["ENTRY_POINT_GROUP", "EngineRow", "LoadableEngine", "engines", "open_engine"]
+
+ENTRY_POINT_GROUP = "edgepose.runtimes"
+"""Third parties publish an :class:`EngineRow` under this entry-point group."""
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine.
+
+    Attributes:
+        name: Public name.
+        suffixes: File suffixes of the models it runs.
+        target: ``"module:Class"``; the class takes ``(path, device, threads)``.
+        devices: Device names it understands.
+        install: What to install where its library is missing.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    target: str
+    devices: tuple[str, ...]
+    install: str
+
+
+class LoadableEngine(Protocol):
+    """The constructor of an engine."""
+
+    def __call__(self, path: Path, device: str, threads: int | None) -> Engine:
+        """Load a model file.
+
+        Raises:
+            EngineUnavailable: The library or the device is not there.
+            EngineError: The file cannot be loaded.
+        """
+        ...
+
+
+_BUILT_IN = (
+    EngineRow(
+        name="onnxruntime",
+        suffixes=(".onnx",),
+        target="edgepose.runtimes.onnxruntime:OnnxRuntimeEngine",
+        devices=("cpu", "cuda"),
+        install="pip install onnxruntime",
+    ),
+)
+
+
+def engines() -> Mapping[str, EngineRow]:
+    """All engines by name: ours, then third parties'.
+
+    Raises:
+        EngineUnavailable: A third party's row takes a name that is in use.
+    """
+    rows: dict[str, EngineRow] = {}
+    third_party = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
+    for row in (*_BUILT_IN, *third_party):
+        if row.name in rows:
+            raise EngineUnavailable(f"two engines are named {row.name!r} ({rows[row.name].target}, {row.target})")
+        rows[row.name] = row
+    return MappingProxyType(rows)
+
+
+def open_engine(path: Path, name: str | None, device: str, threads: int | None) -> Engine:
+    """Load a model file with the named engine, or with the first that knows its suffix.
+
+    Raises:
+        EngineUnavailable: No such engine or device, or its library is not installed.
+        EngineError: The engine cannot load the file.
+    """
+    row = _row_for(path, name)
+    if device not in ("auto", *row.devices):
+        raise EngineUnavailable(f"{row.name} has no device {device!r}: choose auto, {', '.join(row.devices)}")
+    module, _, attribute = row.target.partition(":")
+    try:
+        factory: Any = getattr(importlib.import_module(module), attribute)
+        engine: Engine = factory(path, device, threads)
+    except ImportError as error:
+        raise EngineUnavailable(f"{row.name} is needed for {path.name} and not here ({error}): {row.install}") from None
+    return engine
+
+
+def _row_for(path: Path, name: str | None) -> EngineRow:
+    rows = engines()
+    if name is None:
+        fitting = [row for row in rows.values() if path.suffix in row.suffixes]
+        if not fitting:
+            known = ", ".join(sorted({s for row in rows.values() for s in row.suffixes}))
+            raise EngineUnavailable(f"{path}: no engine runs {path.suffix or 'such'} files; known: {known}")
+        return fitting[0]
+    if name not in rows:
+        raise EngineUnavailable(f"unknown engine {name!r}; known: {', '.join(rows)}")
+    if path.suffix not in rows[name].suffixes:
+        raise EngineUnavailable(f"{path}: {name} runs {', '.join(rows[name].suffixes)} files")
+    return rows[name]
