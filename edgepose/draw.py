@@ -41,11 +41,12 @@ def draw_poses(frame_bgr: NDArray[np.uint8], poses: Poses, threshold: float = 0.
 
 
 def draw_text(canvas: NDArray[np.uint8], text: str) -> None:
-    """Write one line of ASCII text at the top left, in place."""
-    scale = max(0.4, canvas.shape[0] / 900)
-    origin = (round(12 * scale), round(30 * scale))
-    for color, thickness in ((_OUTLINE, 3), ((255, 255, 255), 1)):
-        cv2.putText(canvas, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, color, thickness, cv2.LINE_AA)
+    """Write one line of ASCII text on a dark bar at the top left, in place."""
+    scale = max(0.45, canvas.shape[0] / 1000)
+    font, pad = cv2.FONT_HERSHEY_SIMPLEX, round(10 * scale)
+    (width, height), below = cv2.getTextSize(text, font, scale, 1)
+    cv2.rectangle(canvas, (0, 0), (width + 2 * pad, height + below + 2 * pad), _OUTLINE, -1)
+    cv2.putText(canvas, text, (pad, height + pad), font, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def _color(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:

@@ -13,24 +13,33 @@ from rich.table import Table
 
 __all__ = ["err", "out", "print_table", "progress", "remark"]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_PIPED_WIDTH = 120
 
-_PIPED_WIDTH = 160
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+out = _console(stderr=False)
+err = _console(stderr=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
     """Print a table; columns whose name starts with ``<`` are left-aligned text, others right-aligned numbers."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    headed = any(name.strip("<") for name in columns)
+    table = Table(box=SIMPLE_HEAD, show_header=headed, show_edge=False, pad_edge=False)
     for name in columns:
         left = name.startswith("<")
         table.add_column(escape(name.lstrip("<")), justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(*(escape("-" if cell is None else str(cell)) for cell in row))
-    width = None if out.is_terminal else _PIPED_WIDTH
-    out.print(table, width=width, crop=False)
+    out.print(f"\n[bold]{escape(title)}[/bold]", soft_wrap=True)
+    out.print(table)
     if caption:
-        out.print(escape(caption), style="dim", width=width)
+        out.print(escape(caption), style="dim")
 
 
 def remark(text: str) -> None:

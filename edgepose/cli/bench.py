@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepose.cli._console import print_table, progress, remark
+from edgepose.cli._console import out, print_table, progress, remark
 from edgepose.cli._machine import machine
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._variants import load_variants
+
+if TYPE_CHECKING:
+    from edgepose.runtimes.latency import LatencyRow
 
 __all__ = ["bench", "command"]
 
@@ -104,34 +107,9 @@ def bench(
             update("measure memory in fresh processes", done, len(rows))
     megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
     here = machine()
-    table = [
-        (
-            row.variant,
-            f"{row.engine} {row.device}",
-            row.threads or "auto",
-            f"{row.infer_ms:.2f}",
-            f"{row.p95_ms:.2f}",
-            f"{row.p99_ms:.2f}",
-            f"{row.cpu_ms:.1f}",
-            f"{row.pre_ms:.2f}",
-            f"{row.decode_ms:.2f}",
-            f"{row.fps:.1f}",
-            f"{row.speedup:.2f}x" if row.speedup else None,
-            f"{megabytes[row.variant]:.2f}",
-            f"{memory[row.variant]:.0f}",
-        )
-        for row in rows
-    ]
-    table += [(name, reason, *[None] * 11) for name, reason in failed.items()]
-    columns = ("<variant", "<engine", "threads", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "pre ms", "decode ms", "FPS")
-    print_table(
-        f"latency of {path}, batch {batch}",
-        (*columns, "speed-up", "MB", "RSS MiB"),
-        table,
-        f"{iterations} interleaved rounds; percentiles of inference alone; FPS of pre + inference + decode in sequence;\n"
-        f"speed-up over the first FP32 row; {here['cpu']}, {here['cores']} cores; "
-        + " ".join(f"{name} {number}" for name, number in here["versions"].items()),
-    )
+    _print(path, rows, failed, megabytes, memory)
+    caption = f"{iterations} interleaved rounds, batch {batch}; {here['cpu']}, {here['cores']} cores; "
+    out.print(caption + ", ".join(f"{name} {number}" for name, number in here["versions"].items()), style="dim")
     return {
         "machine": here,
         "rows": [
@@ -140,3 +118,32 @@ def bench(
         ],
         "failed": failed,
     }
+
+
+def _print(
+    path: Path, rows: list[LatencyRow], failed: dict[str, str], megabytes: dict[str, float], memory: dict[str, float]
+) -> None:
+    latency: list[list[object]] = [
+        [
+            row.variant,
+            f"{row.engine} {row.device}",
+            row.threads or "auto",
+            f"{row.infer_ms:.2f}",
+            f"{row.p95_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"{row.speedup:.2f}x" if row.speedup else None,
+            f"{megabytes[row.variant]:.2f}",
+            f"{memory[row.variant]:.0f}",
+        ]
+        for row in rows
+    ]
+    latency += [[name, "did not run", *[None] * 7] for name in failed]
+    columns = ("<variant", "<engine", "threads", "p50 ms", "p95 ms", "p99 ms", "speed-up", "MB", "RSS MiB")
+    print_table(f"inference of {path}", columns, latency, "speed-up of the median over the first FP32 row")
+    for name, reason in failed.items():
+        remark(f"{name} did not run: {reason}")
+    stages = [
+        (row.variant, *(f"{ms:.2f}" for ms in (row.pre_ms, row.infer_ms, row.decode_ms, row.cpu_ms)), f"{row.fps:.1f}")
+        for row in rows
+    ]
+    print_table("median ms of each stage", ("<variant", "crop", "inference", "decode", "CPU of inference", "FPS"), stages)

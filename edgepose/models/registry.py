@@ -151,7 +151,7 @@ _ROWS = (
             "planes": (32, 64),
             "deconv": 128,
         },
-        summary="starter model: half-width ResNet-S stem, 3 encoder layers",
+        summary="starter: half-width stem, 3 encoder layers",
     ),
 )
 
