@@ -70,7 +70,8 @@ class CocoKeypoints:
         if len(candidates) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise DatasetError(
-                f"{root}: needs one person_keypoints_*.json (here or in annotations/; found: {names}): give the file itself"
+                f"{root}: needs one person_keypoints_*.json, here or in annotations/ (found: {names}): "
+                "give the file itself"
             )
         return cls(candidates[0])
 

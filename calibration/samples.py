@@ -126,16 +126,14 @@ def collect(
     )
 
 
-def _region(
-    candidate: _Candidate, image: Image, spec: ModelSpec, find: FindRegion
-) -> tuple[NDArray[np.float64], bool]:
+def _region(candidate: _Candidate, image: Image, spec: ModelSpec, find: FindRegion) -> tuple[NDArray[np.float64], bool]:
     if candidate.box is None:
         return find(image)
     return regions_from_boxes(candidate.box, spec.aspect, spec.crop_padding), True
 
 
 def _row(candidate: _Candidate, pixels: Image, region: NDArray[np.float64]) -> dict[str, object]:
-    digest = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     return {"file": candidate.name, "region": [round(float(v), 2) for v in region[0]], "sha256": digest}
 
 

@@ -117,7 +117,7 @@ def validate_coco(
             comparison.add(heatmaps)
             for name, maps in heatmaps.items():
                 keypoints, scores = decode(maps, part)
-                poses[name].append(Poses(keypoints, scores, np.zeros((len(part), 4)), spec.skeleton))
+                poses[name].append(Poses(keypoints, scores, np.zeros((len(part), 4), np.float32), spec.skeleton))
         for name, parts in poses.items():
             tracks[name].results += _coco_rows(image, parts, regions)
         crops += len(regions)

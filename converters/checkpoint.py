@@ -134,7 +134,7 @@ def _fit_position(
             f"{path}: its position embedding was learned for {registered.input_hw[0]}x{registered.input_hw[1]} "
             "and cannot be rebuilt for another input size"
         )
-    note = f"position embedding rebuilt for {row.input_hw[0]}x{row.input_hw[1]} (stored for {registered.input_hw[0]}x{registered.input_hw[1]})"
+    note = f"position embedding rebuilt for {_x(row.input_hw)} (the file's is for {_x(registered.input_hw)})"
     return {**state, _POSITION: own}, (note,)
 
 

@@ -14,16 +14,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgepose.errors import EdgePoseError
+    from edgepose.errors import (
+        BundleError,
+        CheckpointError,
+        ConversionError,
+        DatasetError,
+        EdgePoseError,
+        EngineError,
+        EngineUnavailable,
+        SinkError,
+        SourceError,
+    )
     from edgepose.pipeline import Estimator
     from edgepose.runtimes.load import load
     from edgepose.types import Engine, ModelSpec, Poses
 
 __version__ = "0.1.0"
-__all__ = ["EdgePoseError", "Engine", "Estimator", "ModelSpec", "Poses", "__version__", "load"]
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ConversionError",
+    "DatasetError",
+    "EdgePoseError",
+    "Engine",
+    "EngineError",
+    "EngineUnavailable",
+    "Estimator",
+    "ModelSpec",
+    "Poses",
+    "SinkError",
+    "SourceError",
+    "__version__",
+    "load",
+]
 
 _HOME = {
+    "BundleError": "edgepose.errors",
+    "CheckpointError": "edgepose.errors",
+    "ConversionError": "edgepose.errors",
+    "DatasetError": "edgepose.errors",
     "EdgePoseError": "edgepose.errors",
+    "EngineError": "edgepose.errors",
+    "EngineUnavailable": "edgepose.errors",
+    "SinkError": "edgepose.errors",
+    "SourceError": "edgepose.errors",
     "Engine": "edgepose.types",
     "Estimator": "edgepose.pipeline",
     "ModelSpec": "edgepose.types",

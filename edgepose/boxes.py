@@ -20,7 +20,8 @@ class BoxFile:
     """A JSON list of rows ``{"frame": 0 or "name.jpg", "bbox": [x, y, w, h]}``.
 
     ``frame`` is the frame's number (from 0) or its file name; COCO detection files work too, with ``image_id`` in its
-    place (images are then matched by the number that their file name is). A ``score`` below ``min_score`` drops the row.
+    place (images are then matched by the number that their file name is). A row whose ``score`` is below ``min_score``
+    is dropped.
     """
 
     def __init__(self, path: Path, min_score: float = 0.5) -> None:

@@ -1,11 +1,11 @@
 """The bundle: one folder with a model in many variants, each file hashed in the manifest.
 
-    BUNDLE/
-      manifest.json       schema version, specification, provenance, one row per variant, hash of every file
-      onnx-fp32.onnx ...  the variants, named <format>-<precision>
-      golden.npz          a few input crops with the FP32 answers, replayed when a variant is loaded
-      calibration.json    what the quantizer saw
-      evidence.json       parity of every variant, as measured when the bundle was made
+BUNDLE/
+  manifest.json       schema version, specification, provenance, one row per variant, hash of every file
+  onnx-fp32.onnx ...  the variants, named <format>-<precision>
+  golden.npz          a few input crops with the FP32 answers, replayed when a variant is loaded
+  calibration.json    what the quantizer saw
+  evidence.json       parity of every variant, as measured when the bundle was made
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ from edgepose.errors import BundleError
 from edgepose.files import canonical_json, new_folder, sha256_file
 from edgepose.types import ModelSpec
 
-__all__ = ["FORMATS", "PRECISIONS", "SUFFIXES", "Bundle", "Golden", "Variant", "create", "parse_variant"]
+__all__ = [
+    "FORMATS",
+    "GOLDEN",
+    "MANIFEST",
+    "PRECISIONS",
+    "Bundle",
+    "BundleWriter",
+    "Golden",
+    "Variant",
+    "check_target",
+    "create",
+    "parse_variant",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -33,8 +45,6 @@ GOLDEN = "golden.npz"
 
 FORMATS = ("onnx", "openvino", "tflite", "tensorrt", "torch")
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic")
-SUFFIXES = {"onnx": ".onnx"}
-"""File suffix of each format that this version writes."""
 
 
 def parse_variant(name: str) -> tuple[str, str]:

@@ -50,12 +50,16 @@ def download(
             return target
         _fetch(url, part, progress)
     except urllib.error.HTTPError as error:
-        raise EdgePoseError(f"{url}: the server answered {error.code} {error.reason}: try later, or fetch it by hand") from None
+        raise EdgePoseError(
+            f"{url}: the server answered {error.code} {error.reason}: try later, or fetch it by hand"
+        ) from None
     except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise EdgePoseError(f"{url}: cannot be reached ({reason}): go online, or copy the file to {target}") from None
     except OSError as error:
-        raise EdgePoseError(f"{folder}: cannot write here ({error.strerror}): choose another folder with --dir") from None
+        raise EdgePoseError(
+            f"{folder}: cannot write here ({error.strerror}): choose another folder with --dir"
+        ) from None
     try:
         _check(part, expected, url)
     except EdgePoseError:
@@ -97,4 +101,6 @@ def _check(path: Path, expected: str | None, url: str) -> None:
         return
     found = sha256_file(path)
     if found != expected:
-        raise EdgePoseError(f"{path}: SHA-256 {found[:12]}, expected {expected[:12]}: not the file of {url}; delete it and try again")
+        raise EdgePoseError(
+            f"{path}: SHA-256 {found[:12]}, expected {expected[:12]}: not the file of {url}; delete it and try again"
+        )

@@ -37,7 +37,7 @@ def draw_poses(frame_bgr: NDArray[np.uint8], poses: Poses, threshold: float = 0.
             if score >= threshold:
                 cv2.circle(canvas, point, width + 1, _OUTLINE, -1, cv2.LINE_AA)
                 cv2.circle(canvas, point, width, _JOINT, -1, cv2.LINE_AA)
-    return canvas
+    return np.asarray(canvas, dtype=np.uint8)
 
 
 def draw_text(canvas: NDArray[np.uint8], text: str) -> None:

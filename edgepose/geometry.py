@@ -16,7 +16,6 @@ __all__ = [
     "apply_affine",
     "boxes_around",
     "clip_boxes_xywh",
-    "iou_xyxy",
     "regions_from_boxes",
     "xywh_to_xyxy",
     "xyxy_to_xywh",
@@ -88,7 +87,8 @@ def affine_from_region(region: ArrayLike, size_wh: tuple[int, int]) -> Floats:
 def apply_affine(matrix: ArrayLike, points_xy: ArrayLike) -> Floats:
     """Map points (..., 2) with an affine matrix (2, 3)."""
     m = np.asarray(matrix, dtype=np.float64)
-    return np.asarray(points_xy, dtype=np.float64) @ m[:, :2].T + m[:, 2]
+    mapped: Floats = np.asarray(points_xy, dtype=np.float64) @ m[:, :2].T + m[:, 2]
+    return mapped
 
 
 def boxes_around(points_xy: ArrayLike) -> Floats:
@@ -98,12 +98,3 @@ def boxes_around(points_xy: ArrayLike) -> Floats:
         return np.full(4, np.nan)
     low, high = points.min(axis=0), points.max(axis=0)
     return np.concatenate([low, high - low])
-
-
-def iou_xyxy(a: ArrayLike, b: ArrayLike) -> float:
-    """Intersection over union of two boxes x1, y1, x2, y2."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    overlap = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    inter = float(np.prod(np.maximum(overlap, 0)))
-    union = float(np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2])) - inter
-    return inter / union if union > 0 else 0.0

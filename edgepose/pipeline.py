@@ -1,9 +1,9 @@
 """A frame becomes poses, and a source of frames becomes poses in sinks.
 
-    frame ──▶ regions ──▶ crops ──▶ engine ──▶ heatmaps ──▶ keypoints ──▶ Poses
-              boxes, or    one       uint8 in,               decode.py
-              search and   warp      float32 out
-              follow
+frame ──▶ regions ──▶ crops ──▶ engine ──▶ heatmaps ──▶ keypoints ──▶ Poses
+          boxes, or    one       uint8 in,               decode.py
+          search and   warp      float32 out
+          follow
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Estimator:
         answer: NDArray[np.float32] = self.engine.run({self.spec.input.name: crops})[self.spec.output.name]
         if flip:
             mirrored = self.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
-            answer = (answer + flip_back(mirrored, self.spec.joints.flip_order)) / 2
+            answer = np.mean([answer, flip_back(mirrored, self.spec.joints.flip_order)], axis=0, dtype=np.float32)
         if not np.isfinite(answer.sum()):
             raise EngineError(
                 f"{self.engine.name} on {self.engine.device} answered with NaN or infinity ({self.variant}): "

@@ -27,8 +27,6 @@ def crop(frame_bgr: NDArray[np.uint8], regions: ArrayLike, size_wh: tuple[int, i
     crops = np.empty((len(boxes), height, width, 3), dtype=np.uint8)
     for out, region in zip(crops, boxes, strict=True):
         to_frame = affine_from_region(region, size_wh)
-        warped = cv2.warpAffine(
-            frame_bgr, to_frame, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )
+        warped = cv2.warpAffine(frame_bgr, to_frame, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         cv2.cvtColor(warped, cv2.COLOR_BGR2RGB, dst=out)
     return crops

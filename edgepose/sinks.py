@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TextIO
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from edgepose.draw import draw_poses, draw_text
 from edgepose.errors import SinkError
@@ -102,10 +104,11 @@ class VideoSink:
         return writer
 
 
-def _letterbox(image: cv2.typing.MatLike, size_wh: tuple[int, int]) -> cv2.typing.MatLike:
+def _letterbox(image: NDArray[np.uint8], size_wh: tuple[int, int]) -> NDArray[np.uint8]:
     """Fit an image into a size, with black bars."""
     height, width = image.shape[:2]
     scale = min(size_wh[0] / width, size_wh[1] / height)
-    image = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
-    bottom, right = size_wh[1] - image.shape[0], size_wh[0] - image.shape[1]
-    return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    fitted = cv2.resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
+    bottom, right = size_wh[1] - fitted.shape[0], size_wh[0] - fitted.shape[1]
+    framed = cv2.copyMakeBorder(fitted, 0, bottom, 0, right, cv2.BORDER_CONSTANT)
+    return np.asarray(framed, dtype=np.uint8)

@@ -66,9 +66,7 @@ def _skeleton(name: str, joints: str, edges: str) -> Skeleton:
     names = tuple(joints.split())
     index = {joint: i for i, joint in enumerate(names)}
     pairs = tuple(
-        (index[joint], index["right_" + joint.removeprefix("left_")])
-        for joint in names
-        if joint.startswith("left_")
+        (index[joint], index["right_" + joint.removeprefix("left_")]) for joint in names if joint.startswith("left_")
     )
     limbs = [edge.split("-") for edge in edges.split()]
     return Skeleton(

@@ -130,11 +130,11 @@ def _video(path: Path) -> Source:
     rate = fps if 0 < fps < 1000 else 25.0
 
     def frames() -> Iterator[Frame]:
-        index, image = 0, first
-        while image is not None:
+        index, more, image = 0, True, first
+        while more:
             yield Frame(np.asarray(image, dtype=np.uint8), index, path.name, index / rate)
             more, image = capture.read()
-            index, image = index + 1, image if more else None
+            index += 1
         capture.release()
 
     return Source(str(path), fps=rate, count=count, frames=frames())

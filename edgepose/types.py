@@ -69,7 +69,8 @@ class ModelSpec:
     def input_wh(self) -> tuple[int, int]:
         """Width and height of a crop."""
         _, h, w, _ = self.input.shape
-        assert h is not None and w is not None
+        assert h is not None
+        assert w is not None
         return w, h
 
     @property
@@ -105,8 +106,8 @@ class ModelSpec:
                     f"{where}: model specification version {version}, this edgepose reads {_SPEC_VERSION}: "
                     "use the edgepose that made it, or convert again"
                 )
-            tensors = {key: _tensor(data.pop(key)) for key in ("input", "output")}
-            spec = cls(**tensors, **{f.name: data[f.name] for f in fields(cls) if f.name in data})
+            known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            spec = cls(**{**known, "input": _tensor(data["input"]), "output": _tensor(data["output"])})
             spec._check()
         except (AttributeError, AssertionError, EdgePoseError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, BundleError):
@@ -170,7 +171,8 @@ class Poses:
     def empty(cls, skeleton: str) -> Poses:
         """Nobody."""
         joints = len(get_skeleton(skeleton).joints)
-        return cls(np.zeros((0, joints, 2)), np.zeros((0, joints)), np.zeros((0, 4)), skeleton)
+        keypoints, scores, boxes = (np.zeros((0, *shape), np.float32) for shape in ((joints, 2), (joints,), (4,)))
+        return cls(keypoints, scores, boxes, skeleton)
 
     def __len__(self) -> int:
         return len(self.keypoints_xy)
@@ -180,8 +182,9 @@ class Poses:
         if isinstance(index, (int, np.integer)):
             index = [range(len(self))[index]]
         names = ("keypoints_xy", "scores", "boxes_xyxy", "track_ids", "keypoints_xyz")
-        arrays = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: None if a is None else a[index] for name, a in arrays.items()})
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        picked: dict[str, Any] = {name: None if a is None else a[index] for name, a in arrays.items()}
+        return replace(self, **picked)
 
     @property
     def skeleton_row(self) -> Skeleton:

@@ -103,9 +103,9 @@ def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:
     limit = 1.5 * row.golden_error + 0.01
     if not error <= limit:
         raise EngineError(
-            f"{bundle.path / row.file}: self-test failed on {estimator.engine.name} {estimator.engine.device}: heatmaps "
-            f"are {error:.1%} off the FP32 answers, {row.golden_error:.1%} when converted (limit {limit:.1%}): "
-            "check engine version and driver, or load with --no-self-test"
+            f"{bundle.path / row.file}: self-test failed on {estimator.engine.name} {estimator.engine.device}: "
+            f"heatmaps are {error:.1%} off the FP32 answers, {row.golden_error:.1%} when converted "
+            f"(limit {limit:.1%}): check engine version and driver, or load with --no-self-test"
         )
 
 

@@ -85,7 +85,9 @@ class OnnxRuntimeEngine:
         try:
             answers = self._session.run(None, dict(feeds))
         except Exception as error:  # as above
-            raise EngineError(f"{self._path.name}: onnxruntime failed on {self.device} ({_first_line(error)})") from None
+            raise EngineError(
+                f"{self._path.name}: onnxruntime failed on {self.device} ({_first_line(error)})"
+            ) from None
         return {spec.name: answer for spec, answer in zip(self.outputs, answers, strict=True)}
 
     def placement(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 __all__ = ["err", "out", "print_table", "progress", "remark"]
@@ -58,24 +58,21 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, transient=False) as bar:
-        current = None
-        stage_of = ""
+        stages: list[tuple[str, TaskID]] = []
 
         def update(stage: str, done: int, total: int) -> None:
-            nonlocal current, stage_of
             head = stage.partition(":")[0]
-            if current is None or head != stage_of:
-                if current is not None:
-                    _finish(bar, current)
-                current, stage_of = bar.add_task(escape(stage), total=total or None), head
-            bar.update(current, description=escape(stage), completed=done, total=total or None)
+            if not stages or stages[-1][0] != head:
+                _finish(bar)
+                stages.append((head, bar.add_task(escape(stage), total=total or None)))
+            bar.update(stages[-1][1], description=escape(stage), completed=done, total=total or None)
 
         yield update
-        if current is not None:
-            _finish(bar, current)
+        _finish(bar)
 
 
-def _finish(bar: Progress, task: object) -> None:
-    row = next(t for t in bar.tasks if t.id == task)
-    done = row.total or row.completed or 1
-    bar.update(row.id, total=done, completed=done)
+def _finish(bar: Progress) -> None:
+    """Mark the last stage as done."""
+    for task in bar.tasks[-1:]:
+        done = task.total or task.completed or 1
+        bar.update(task.id, total=done, completed=done)

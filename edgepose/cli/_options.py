@@ -10,16 +10,18 @@ import click
 
 __all__ = ["PATH", "engine_options", "split_list"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
 
 
-def engine_options(command: F) -> F:
+def engine_options(command: _F) -> _F:
     """--engine, --device, --threads and --no-self-test."""
     for option in (
         click.option("--no-self-test", is_flag=True, help="Do not replay the golden inputs on load."),
-        click.option("--threads", type=click.IntRange(1), help="Threads of one inference.  [default: the engine's choice]"),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Threads of one inference.  [default: the engine's choice]"
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--engine", help="Engine to run on.  [default: the first that runs the file]"),
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +112,8 @@ def bench(
     return {
         "machine": here,
         "rows": [
-            asdict(row) | {"mb": megabytes[row.variant], "rss_mib": memory[row.variant], "placement": placement[row.variant]}
+            asdict(row)
+            | {"mb": megabytes[row.variant], "rss_mib": memory[row.variant], "placement": placement[row.variant]}
             for row in rows
         ],
         "failed": failed,
@@ -146,4 +146,6 @@ def _print(
         (row.variant, *(f"{ms:.2f}" for ms in (row.pre_ms, row.infer_ms, row.decode_ms, row.cpu_ms)), f"{row.fps:.1f}")
         for row in rows
     ]
-    print_table("median ms of each stage", ("<variant", "crop", "inference", "decode", "CPU of inference", "FPS"), stages)
+    print_table(
+        "median ms of each stage", ("<variant", "crop", "inference", "decode", "CPU of inference", "FPS"), stages
+    )

@@ -72,17 +72,22 @@ def _print_variants(bundle: Bundle) -> None:
     print_table("variants (hashes checked)", columns, rows, "off FP32: relative RMS of the golden heatmaps")
     p = bundle.provenance
     checkpoint = p["checkpoint"]
-    source = "random weights" if checkpoint.get("random") else f"{checkpoint['file']}  sha256 {checkpoint['sha256'][:12]}"
+    source = (
+        "random weights" if checkpoint.get("random") else f"{checkpoint['file']}  sha256 {checkpoint['sha256'][:12]}"
+    )
     calibration = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8"))
     versions = "  ".join(f"{name} {number}" for name, number in p["versions"].items())
-    rows = [
+    facts = [
         ("checkpoint", source),
-        ("calibration", f"{calibration['source'] or 'none'}  {calibration.get('calibrated_on', 0)} crops, seed {p['seed']}"),
+        (
+            "calibration",
+            f"{calibration['source'] or 'none'}  {calibration.get('calibrated_on', 0)} crops, seed {p['seed']}",
+        ),
         ("created", p["created"]),
         ("versions", versions),
         *(("note", note) for note in p.get("notes", [])),
     ]
-    print_table("provenance", ("<", "<"), rows)
+    print_table("provenance", ("<", "<"), facts)
     out.print()
 
 

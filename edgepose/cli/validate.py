@@ -25,13 +25,17 @@ _UNLABELED = 128
 
 @click.command("validate")
 @click.argument("bundle", type=PATH)
-@click.option("--data", type=click.Choice(["coco", "unlabeled"]), default="coco", show_default=True, help="Kind of data.")
+@click.option(
+    "--data", type=click.Choice(["coco", "unlabeled"]), default="coco", show_default=True, help="Kind of data."
+)
 @click.option("--root", type=PATH, required=True, help="COCO folder or JSON; or any images or video (unlabeled).")
 @click.option("--detections", type=PATH, help="COCO detection file; ground-truth boxes without it.")
 @click.option("--variants", help="Only these, separated by commas.  [default: all]")
 @click.option("--baseline", help="Variant to compare with.  [default: the first FP32 one]")
 @click.option("--flip", is_flag=True, help="Flip test: average with the mirrored crop.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many images (coco) or crops (unlabeled, default 128).")
+@click.option(
+    "--limit", type=click.IntRange(1), help="At most so many images (coco) or crops (unlabeled, default 128)."
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the choice of unlabeled crops.")
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
 @click.option("--force", is_flag=True, help="Replace the JSON file.")
@@ -53,7 +57,7 @@ def command(
     threads: int | None,
     no_self_test: bool,
 ) -> None:
-    """Measure the accuracy of BUNDLE's variants on the same crops: COCO AP and AR, and agreement with FP32.
+    r"""Measure the accuracy of BUNDLE's variants on the same crops: COCO AP and AR, and agreement with FP32.
 
     \b
     edgepose validate bundle --data coco --root coco/            AP, AR and agreement
@@ -66,8 +70,12 @@ def command(
         check_output(json_path, force=force)
     if detections and data != "coco":
         raise click.UsageError("--detections goes with --data coco")
-    estimators, failed = load_variants(bundle, split_list(variants) if variants else None, engine, device, threads, not no_self_test)
-    result = validate(estimators, data, root, detections=detections, baseline=baseline, flip=flip, limit=limit, seed=seed)
+    estimators, failed = load_variants(
+        bundle, split_list(variants) if variants else None, engine, device, threads, not no_self_test
+    )
+    result = validate(
+        estimators, data, root, detections=detections, baseline=baseline, flip=flip, limit=limit, seed=seed
+    )
     print_validation(result, failed)
     if json_path:
         with replace_file(json_path) as partial:
@@ -146,12 +154,13 @@ def print_validation(result: Validation, failed: dict[str, str]) -> None:
     columns = ["<variant", *(["AP", "AP50", "AP75", "AR", "AP drop"] if labelled else [])]
     columns += ["mean OKS", "p5 OKS", "shift px", "p95 px", "seconds"]
     rows = [(*row, *[None] * (len(columns) - len(row))) for row in rows]
+    flip = "on" if result.flip else "off"
     print_table(
         f"accuracy on {result.data}",
         columns,
         rows,
-        f"{result.crops} crops of {result.images} images, boxes: {result.boxes}, flip test {'on' if result.flip else 'off'}; "
-        f"OKS and shift (crop pixels) against {result.baseline}, over the {base.agreement.joints} joints it finds",
+        f"{result.crops} crops of {result.images} images, boxes: {result.boxes}, flip test {flip}; OKS and shift "
+        f"(crop pixels) against {result.baseline}, over the {base.agreement.joints} joints it finds",
     )
     for name, reason in failed.items():
         remark(f"{name} did not run: {reason}")

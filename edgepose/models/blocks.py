@@ -119,7 +119,7 @@ class MultiheadSelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, heads, T, d / heads)."""
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
@@ -134,7 +134,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
-        """x (N, T, d), position (1, T, d) -> (N, T, d)."""
+        """Tokens (N, T, d), position (1, T, d) -> (N, T, d)."""
         x = self.norm1(x + self.self_attn(x + position, x))
         y: Tensor = self.norm2(x + self.linear2(torch.relu(self.linear1(x))))
         return y

@@ -121,12 +121,8 @@ def _released(file: str, ap_detected: float, ap_ground_truth: float, gflops: flo
 
 
 _ROWS = (
-    _transpose_r(
-        "transpose-r-a3", 3, 5_195_345, _released("tp_r_256x192_enc3_d256_h1024_mh8.pth", 71.7, 73.8, 8.0)
-    ),
-    _transpose_r(
-        "transpose-r-a4", 4, 5_985_105, _released("tp_r_256x192_enc4_d256_h1024_mh8.pth", 72.6, 75.1, 8.9)
-    ),
+    _transpose_r("transpose-r-a3", 3, 5_195_345, _released("tp_r_256x192_enc3_d256_h1024_mh8.pth", 71.7, 73.8, 8.0)),
+    _transpose_r("transpose-r-a4", 4, 5_985_105, _released("tp_r_256x192_enc4_d256_h1024_mh8.pth", 72.6, 75.1, 8.9)),
     _transpose_h(
         "transpose-h-s", 32, 4, 8_019_281, _released("tp_h_32_256x192_enc4_d64_h128_mh1.pth", 74.2, 76.1, 10.2)
     ),

@@ -61,12 +61,11 @@ class _Encoder(nn.Module):
 
     def forward(self, features: Tensor, pos_embedding: Tensor) -> Tensor:
         """Features (N, d, h, w), position (h * w, 1, d) -> (N, d, h, w)."""
-        grid = features.shape[-2:]
         tokens = features.flatten(2).transpose(1, 2)
         position = pos_embedding.transpose(0, 1)
         for layer in self.layers:
             tokens = layer(tokens, position)
-        return tokens.transpose(1, 2).unflatten(2, grid)
+        return tokens.transpose(1, 2).reshape(features.shape)
 
 
 class TransPoseR(nn.Module):
@@ -162,7 +161,8 @@ class _HRModule(nn.Module):
         branches = [branch(x) for branch, x in zip(self.branches, branches, strict=True)]
         fused = []
         for row in self.fuse_layers:
-            terms = [fuse(x) for fuse, x in zip(row, branches, strict=True)]  # type: ignore[arg-type]
+            assert isinstance(row, nn.ModuleList)
+            terms = [fuse(x) for fuse, x in zip(row, branches, strict=True)]
             fused.append(torch.relu(sum(terms[1:], start=terms[0])))
         return fused
 
@@ -180,10 +180,7 @@ def _fuse(channels: tuple[int, ...], source: int, target: int) -> nn.Module:
 
 def _transition(old: tuple[int, ...], new: tuple[int, ...]) -> nn.ModuleList:
     """To the next stage's widths; a new branch starts from the lowest resolution with a strided 3 x 3."""
-    kept = [
-        nn.Identity() if a == b else conv_bn(a, b, 3, relu=True)
-        for a, b in zip(old, new[: len(old)], strict=True)
-    ]
+    kept = [nn.Identity() if a == b else conv_bn(a, b, 3, relu=True) for a, b in zip(old, new[: len(old)], strict=True)]
     added = [nn.Sequential(conv_bn(old[-1], c, 3, 2, relu=True)) for c in new[len(old) :]]
     return nn.ModuleList([*kept, *added])
 

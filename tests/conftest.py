@@ -1,0 +1,95 @@
+"""Fixtures: golden answers, shared data where it is there, and one small bundle for all tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("EDGEPOSE_SHARED", ROOT.parent / "shared"))
+
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Mapping[str, NDArray[np.float32]]]:
+    """Reference answers in tests/golden by file name."""
+
+    def load(name: str) -> Mapping[str, NDArray[np.float32]]:
+        with np.load(Path(__file__).parent / "golden" / name, allow_pickle=False) as data:
+            return dict(data)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data that is not part of the project; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no development data at {SHARED} (set EDGEPOSE_SHARED)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def deterministic_weights() -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, NDArray[np.float32]]]:
+    """Weights that depend on nothing but each key's name and shape: those that the golden answers were made with."""
+
+    def weight(key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        g = np.random.default_rng(zlib.crc32(key.encode()))
+        if key.endswith("num_batches_tracked"):
+            return np.array(1)
+        if key.endswith("running_var"):
+            return g.uniform(0.5, 1.5, shape).astype(np.float32)
+        if key.endswith("running_mean"):
+            return (0.1 * g.standard_normal(shape)).astype(np.float32)
+        if len(shape) >= 2:
+            return (g.standard_normal(shape) * np.sqrt(1 / np.prod(shape[1:]))).astype(np.float32)
+        if key.endswith("weight"):
+            return g.uniform(0.5, 1.5, shape).astype(np.float32)
+        return (0.1 * g.standard_normal(shape)).astype(np.float32)
+
+    return lambda shapes: {key: weight(key, tuple(shape)) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def starter_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter model as a bundle of FP32 and INT8, made from the sample clip. Do not change it: copy it."""
+    from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.converters.convert import convert
+    from edgepose.models.registry import get_model
+
+    path = tmp_path_factory.mktemp("starter") / "bundle"
+    checkpoint = load_checkpoint(STARTER_WEIGHTS, get_model(STARTER_MODEL))
+    convert(checkpoint, path, ["onnx-fp32", "onnx-int8"], calibration=SAMPLE_CLIP, calibration_size=16)
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip_frames() -> list[NDArray[np.uint8]]:
+    """All frames of the sample clip."""
+    from edgepose.assets import SAMPLE_CLIP
+    from edgepose.sources import open_source
+
+    return [frame.image_bgr for frame in open_source(str(SAMPLE_CLIP))]
+
+
+@pytest.fixture
+def edgepose() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edgepose", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=300)
+        assert code is None or done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run

@@ -1,0 +1,200 @@
+"""A checkpoint becomes a bundle, or nothing does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from edgepose import BundleError, ConversionError, DatasetError
+from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
+from edgepose.bundle import Bundle
+from edgepose.converters import convert as module
+from edgepose.converters.checkpoint import build_random, load_checkpoint
+from edgepose.converters.convert import convert
+from edgepose.files import sha256_file
+from edgepose.models.registry import get_model
+from edgepose.runtimes.load import load
+
+ROW = get_model(STARTER_MODEL)
+BOTH = ["onnx-fp32", "onnx-int8"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load_checkpoint(STARTER_WEIGHTS, ROW)
+
+
+def test_the_bundle_is_complete(starter_bundle):
+    bundle = Bundle.open(starter_bundle)
+    assert [v.name for v in bundle.variants] == BOTH
+    assert set(bundle.files) == {*(v.file for v in bundle.variants), "golden.npz", "calibration.json", "evidence.json"}
+    assert bundle.provenance["checkpoint"]["sha256"] == sha256_file(STARTER_WEIGHTS)
+    assert bundle.provenance["versions"]["torch"]
+    assert bundle.variant("onnx-int8").recipe["quantizer"]["name"] == "nncf-transformer-mixed"
+    calibration = json.loads((starter_bundle / "calibration.json").read_text())
+    assert (calibration["calibrated_on"], calibration["verified_on"]) == (16, 32)
+    assert len({row["file"] for row in calibration["crops"]}) == 48  # nothing is calibrated on and verified with
+
+
+def test_int8_is_int8_small_and_close(starter_bundle, clip_frames):
+    quantized = onnx.load(starter_bundle / "onnx-int8.onnx")
+    assert sum(node.op_type == "QuantizeLinear" for node in quantized.graph.node) > 20
+    sizes = [(starter_bundle / f"{name}.onnx").stat().st_size for name in BOTH]
+    assert sizes[1] / sizes[0] <= 0.30
+    fp32, int8 = (load(starter_bundle, variant=name) for name in BOTH)
+    region, found = fp32.best_region(clip_frames[40])
+    assert found
+    shift = fp32.poses_at(clip_frames[40], region).keypoints_xy - int8.poses_at(clip_frames[40], region).keypoints_xy
+    assert np.median(np.linalg.norm(shift, axis=-1)) < 3  # frame pixels, a person of 350
+
+
+def test_the_same_inputs_give_the_same_bytes(starter_bundle, checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "again", BOTH, calibration=SAMPLE_CLIP, calibration_size=16)
+    for name in ("onnx-fp32.onnx", "onnx-int8.onnx", "golden.npz", "calibration.json"):
+        assert sha256_file(tmp_path / "again" / name) == sha256_file(starter_bundle / name), name
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(starter_bundle, checkpoint, tmp_path, quick_export):
+    target = tmp_path / "bundle"
+    shutil.copytree(starter_bundle, target)
+    with pytest.raises(BundleError, match="a bundle is there already: choose another output, or --force"):
+        convert(checkpoint, target, ["onnx-fp32"])
+    assert (target / "onnx-int8.onnx").exists()
+    convert(checkpoint, target, ["onnx-fp32"], force=True)
+    assert [v.name for v in Bundle.open(target).variants] == ["onnx-fp32"]
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_force_does_not_touch_what_is_no_bundle(checkpoint, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="holds files that are no bundle and is left alone"):
+        convert(checkpoint, tmp_path, ["onnx-fp32"], force=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.fixture
+def quick_export(starter_bundle, monkeypatch):
+    """Copy the starter's FP32 file instead of exporting it again, where the export is not what is tested."""
+    monkeypatch.setattr(module, "export_onnx", lambda model, spec, path: shutil.copy(starter_bundle / path.name, path))
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [("export_onnx", KeyboardInterrupt), ("quantize_onnx", KeyboardInterrupt), ("compare_on_crops", RuntimeError)],
+)
+def test_nothing_is_left_of_a_conversion_that_stops_in_the_middle(
+    checkpoint, tmp_path, monkeypatch, quick_export, when, what
+):
+    def stop(*_args, **_kwargs):
+        raise what
+
+    monkeypatch.setattr(module, when, stop)
+    with pytest.raises(what):
+        convert(checkpoint, tmp_path / "bundle", BOTH, calibration=SAMPLE_CLIP, calibration_size=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_replacement_keeps_the_old_bundle(starter_bundle, checkpoint, tmp_path, monkeypatch):
+    target = tmp_path / "bundle"
+    shutil.copytree(starter_bundle, target)
+    monkeypatch.setattr(module, "export_onnx", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, target, ["onnx-fp32"], force=True)
+    assert len(Bundle.open(target).variants) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_wrong_export_is_not_shipped(checkpoint, tmp_path, monkeypatch):
+    """A planted fault: the exporter writes a model with one weight changed."""
+    export = module.export_onnx
+
+    def broken(model, spec, path):
+        export(model, spec, path)
+        proto = onnx.load(path)
+        tensor = next(t for t in proto.graph.initializer if t.name.endswith("final_layer.bias"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.1, tensor.name))
+        onnx.save(proto, path)
+
+    monkeypatch.setattr(module, "export_onnx", broken)
+    with pytest.raises(ConversionError, match=r"the exported ONNX model is 0\.1 off the torch model"):
+        convert(checkpoint, tmp_path / "bundle", ["onnx-fp32"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_random_weights_are_marked(tmp_path):
+    conversion = convert(build_random(ROW, 3), tmp_path / "bundle", ["onnx-fp32"], seed=3)
+    assert Bundle.open(tmp_path / "bundle").provenance["checkpoint"] == {
+        "file": None,
+        "sha256": None,
+        "random": True,
+        "seed": 3,
+    }
+    assert conversion.notes == ("no --calib: verified on seeded noise, not on pictures",)
+
+
+@pytest.mark.parametrize(
+    ("variants", "error", "message"),
+    [
+        (["onnx-int8"], ConversionError, "onnx-int8: needs pictures to calibrate with: --calib"),
+        (["openvino-int8"], ConversionError, "openvino-int8: this version converts to onnx-fp32, onnx-int8"),
+        (["onnx-int3"], BundleError, "variant 'onnx-int3': expected <format>-<precision>"),
+        ([], ConversionError, "nothing to convert to"),
+    ],
+)
+def test_variants_that_cannot_be_made(checkpoint, tmp_path, variants, error, message):
+    with pytest.raises(error, match=message):
+        convert(checkpoint, tmp_path / "bundle", variants)
+    assert list(tmp_path.iterdir()) == []
+
+
+def pictures(folder: Path, good: int, bad: int, frames) -> Path:
+    folder.mkdir()
+    for i in range(good):
+        cv2.imwrite(str(folder / f"good{i:02}.jpg"), frames[3 * i + 20])
+    for i in range(bad):
+        (folder / f"bad{i:02}.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def test_unreadable_pictures_are_skipped_and_counted(checkpoint, tmp_path, clip_frames, quick_export):
+    folder = pictures(tmp_path / "pictures", 14, 3, clip_frames)
+    conversion = convert(checkpoint, tmp_path / "bundle", BOTH, calibration=folder)
+    assert conversion.notes == ("3 calibration files could not be read: bad00.jpg, bad01.jpg, bad02.jpg",)
+    assert conversion.calibrated_on + conversion.verified_on == 14
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        (0, 0, "no images here"),
+        (3, 2, r"3 usable of 5 pictures, 2 of them unreadable \(bad00.jpg, bad01.jpg\); at least 8 are needed"),
+    ],
+)
+def test_too_few_pictures(checkpoint, tmp_path, clip_frames, quick_export, good, bad, message):
+    folder = pictures(tmp_path / "pictures", good, bad, clip_frames)
+    with pytest.raises(DatasetError, match=message):
+        convert(checkpoint, tmp_path / "bundle", BOTH, calibration=folder)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["none", "video.mp4", "annotations.json"])
+def test_calibration_paths_that_do_not_work(checkpoint, tmp_path, quick_export, name):
+    path = tmp_path / name
+    if "." in name:
+        path.write_bytes(b"{}")
+    with pytest.raises(DatasetError, match=name):
+        convert(checkpoint, tmp_path / "bundle", BOTH, calibration=path)
+
+
+def test_quantizing_sends_and_stores_no_usage_statistics(tmp_path, edgepose, monkeypatch):
+    """NNCF brings openvino_telemetry, which would leave its client id in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ("--random", "--model", STARTER_MODEL, "--calib", SAMPLE_CLIP, "--calib-size", 8, "-o", tmp_path / "b")
+    edgepose("convert", *arguments)
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["b"]
