@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -23,6 +24,12 @@ class _Answers:
     keypoints: list[NDArray[np.float32]] = field(default_factory=list)
     scores: list[NDArray[np.float32]] = field(default_factory=list)
     max_abs_error: float = 0.0
+    power: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def snr_db(self) -> float:
+        return 10 * math.log10(self.power / self.noise) if self.noise and self.power else math.inf
 
 
 class Comparison:
@@ -42,8 +49,10 @@ class Comparison:
             answers = self._answers[name]
             answers.keypoints.append(keypoints)
             answers.scores.append(scores)
-            error = float(np.abs(maps - heatmaps[self._baseline]).max())
-            answers.max_abs_error = max(answers.max_abs_error, error)
+            difference = maps - heatmaps[self._baseline]
+            answers.max_abs_error = max(answers.max_abs_error, float(np.abs(difference).max(initial=0)))
+            answers.power += float(np.square(heatmaps[self._baseline]).sum())
+            answers.noise += float(np.square(difference).sum())
 
     def result(self) -> dict[str, Agreement]:
         """Agreement of every variant with the baseline (the baseline's own is exact)."""
@@ -62,6 +71,7 @@ class Comparison:
                 joints=skeleton.joints,
                 sigmas=skeleton.sigmas,
                 max_abs_error=answers.max_abs_error,
+                snr_db=answers.snr_db,
             )
             for name, answers in self._answers.items()
         }

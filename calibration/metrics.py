@@ -93,6 +93,7 @@ class Agreement:
         joint_shift_px: Mean distance per joint name, crop pixels; joints that are nowhere found are left out.
         score_ratio: Median of the variant's score over the baseline's.
         max_abs_error: Largest difference of any heatmap value.
+        snr_db: Power of the baseline's heatmaps over that of the difference, decibels; infinite where equal.
     """
 
     crops: int
@@ -105,6 +106,7 @@ class Agreement:
     joint_shift_px: Mapping[str, float]
     score_ratio: float
     max_abs_error: float
+    snr_db: float
 
 
 def agreement(
@@ -117,6 +119,7 @@ def agreement(
     joints: Sequence[str],
     sigmas: Sequence[float],
     max_abs_error: float = float("nan"),
+    snr_db: float = float("nan"),
 ) -> Agreement:
     """Compare two variants' answers for the same crops.
 
@@ -130,7 +133,7 @@ def agreement(
         threshold: Score from which a joint counts as found.
         joints: K names.
         sigmas: K OKS constants.
-        max_abs_error: Largest heatmap difference, carried along.
+        max_abs_error, snr_db: Heatmap differences, carried along.
     """
     truth, truth_scores = (np.asarray(a, float) for a in baseline)
     points, scores = (np.asarray(a, float) for a in other)
@@ -155,6 +158,7 @@ def agreement(
         joint_shift_px=per_joint,
         score_ratio=float(np.median(ratio)),
         max_abs_error=max_abs_error,
+        snr_db=snr_db,
     )
 
 

@@ -253,5 +253,5 @@ def create(path: Path, *, force: bool = False) -> Iterator[BundleWriter]:
     try:
         with new_folder(path, replace=True) as folder:
             yield BundleWriter(folder)
-    except PermissionError as error:
-        raise BundleError(f"{error.filename or path}: no permission to write here: choose another output") from None
+    except OSError as error:
+        raise BundleError(f"{error.filename or path}: cannot write ({error.strerror}): choose another output") from None

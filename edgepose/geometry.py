@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "affine_from_region",
-    "apply_affine",
     "boxes_around",
     "clip_boxes_xywh",
     "regions_from_boxes",
+    "scale_and_shift",
     "xywh_to_xyxy",
     "xyxy_to_xywh",
 ]
@@ -70,25 +69,23 @@ def regions_from_boxes(boxes_xywh: ArrayLike, aspect: float, padding: float) -> 
     return np.stack([x + (w - 1) / 2, y + (h - 1) / 2, width * padding, width / aspect * padding], axis=1)
 
 
-def affine_from_region(region: ArrayLike, size_wh: tuple[int, int]) -> Floats:
-    """Affine map (2, 3) from crop (or heatmap) pixels of ``size_wh`` to image pixels.
+def scale_and_shift(regions: ArrayLike, size_wh: tuple[int, int]) -> tuple[Floats, Floats]:
+    """The affine maps from crop (or heatmap) pixels of ``size_wh`` to image pixels: x * scale + shift.
 
-    The map is a scale and a shift: the pixel-centre extent ``size - 1`` of the crop lands on ``size - 1`` of
-    the region. Both axes share the width's scale, as in the reference: heights differ by less than a pixel.
+    The pixel-centre extent ``size - 1`` of the crop lands on ``size - 1`` of the region. Both axes share the
+    width's scale, as in the reference: heights differ by less than a pixel.
+
+    Args:
+        regions: (N, 4) cx, cy, w, h in image pixels.
+        size_wh: Width and height of the crop or heatmap.
+
+    Returns:
+        Scales (N,) and shifts (N, 2).
     """
-    cx, cy, w, _ = np.asarray(region, dtype=np.float64)
+    boxes = np.asarray(regions, dtype=np.float64).reshape(-1, 4)
     width, height = size_wh
-    scale = (w - 1) / (width - 1)
-    return np.array(
-        [[scale, 0, cx - scale * (width - 1) / 2], [0, scale, cy - scale * (height - 1) / 2]], dtype=np.float64
-    )
-
-
-def apply_affine(matrix: ArrayLike, points_xy: ArrayLike) -> Floats:
-    """Map points (..., 2) with an affine matrix (2, 3)."""
-    m = np.asarray(matrix, dtype=np.float64)
-    mapped: Floats = np.asarray(points_xy, dtype=np.float64) @ m[:, :2].T + m[:, 2]
-    return mapped
+    scale = (boxes[:, 2] - 1) / (width - 1)
+    return scale, boxes[:, :2] - scale[:, None] * np.array([(width - 1) / 2, (height - 1) / 2])
 
 
 def boxes_around(points_xy: ArrayLike) -> Floats:

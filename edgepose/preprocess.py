@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgepose.geometry import affine_from_region
+from edgepose.geometry import scale_and_shift
 
 __all__ = ["crop"]
 
@@ -25,8 +25,8 @@ def crop(frame_bgr: NDArray[np.uint8], regions: ArrayLike, size_wh: tuple[int, i
     boxes = np.asarray(regions, dtype=np.float64).reshape(-1, 4)
     width, height = size_wh
     crops = np.empty((len(boxes), height, width, 3), dtype=np.uint8)
-    for out, region in zip(crops, boxes, strict=True):
-        to_frame = affine_from_region(region, size_wh)
+    for out, scale, (x, y) in zip(crops, *scale_and_shift(boxes, size_wh), strict=True):
+        to_frame = np.array([[scale, 0, x], [0, scale, y]])
         warped = cv2.warpAffine(frame_bgr, to_frame, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
         cv2.cvtColor(warped, cv2.COLOR_BGR2RGB, dst=out)
     return crops

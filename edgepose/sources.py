@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import SourceError
+
+# Read when OpenCV first opens a video: FFmpeg's complaints stay off the terminal unless they are asked for.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 __all__ = ["IMAGE_SUFFIXES", "Frame", "Source", "image_files", "open_source", "quiet_opencv", "read_image"]
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from edgepose.geometry import (
-    affine_from_region,
-    apply_affine,
     boxes_around,
     clip_boxes_xywh,
     regions_from_boxes,
+    scale_and_shift,
     xywh_to_xyxy,
     xyxy_to_xywh,
 )
@@ -29,8 +28,10 @@ def test_a_box_grows_to_the_aspect_and_the_padding(box, region):
 
 
 def test_the_corners_of_a_region_are_the_corner_pixels_of_its_crop():
-    matrix = affine_from_region((50, 60, 97, 129), (97, 129))
-    np.testing.assert_allclose(apply_affine(matrix, [[0, 0], [96, 128], [48, 64]]), [[2, -4], [98, 124], [50, 60]])
+    scale, shift = scale_and_shift([(50, 60, 97, 129), (50, 60, 193, 257)], (97, 129))
+    corners = np.array([[0, 0], [96, 128], [48, 64]])
+    np.testing.assert_allclose(corners * scale[0] + shift[0], [[2, -4], [98, 124], [50, 60]])
+    np.testing.assert_allclose(corners * scale[1] + shift[1], [[-46, -68], [146, 188], [50, 60]])
 
 
 def test_boxes_are_clipped_to_the_image():

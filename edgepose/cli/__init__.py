@@ -70,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--debug" in arguments:
             raise
         _fail(str(error), 2)
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", _INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -126,6 +126,7 @@ def _print(conversion: Conversion, name: str) -> None:
             row.variant,
             f"{row.megabytes:.2f}",
             f"{row.agreement.max_abs_error:.2g}",
+            f"{row.agreement.snr_db:.1f}",
             f"{row.agreement.mean_shift_px:.2f}",
             f"{row.agreement.p95_shift_px:.2f}",
             f"{row.agreement.mean_oks:.4f}",
@@ -135,7 +136,7 @@ def _print(conversion: Conversion, name: str) -> None:
     ]
     print_table(
         f"{name} -> {conversion.bundle}",
-        ("<variant", "MB", "max abs", "shift px", "p95 px", "mean OKS", "made in s"),
+        ("<variant", "MB", "max abs", "SNR dB", "shift px", "p95 px", "mean OKS", "made in s"),
         rows,
         _caption(conversion),
     )

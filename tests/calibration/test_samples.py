@@ -1,0 +1,118 @@
+"""Calibration sets: repeatable, without repeats, from annotations, pictures and videos."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from edgepose import DatasetError, ModelSpec
+from edgepose.assets import SAMPLE_CLIP
+from edgepose.calibration.samples import collect
+from edgepose.skeletons import get_skeleton
+
+SPEC = ModelSpec.pose2d("m", (128, 96), "coco17")
+
+
+def find_in_the_middle(image):
+    """Everybody stands in the middle of the left half; dark pictures are empty."""
+    height, width = image.shape[:2]
+    return np.array([[width / 4, height / 2, height * 0.75, height]]), bool(image.mean() > 50)
+
+
+def never(image):
+    raise AssertionError("boxes are given: nobody has to be found")
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Twelve people on four images, one person without keypoints, one crowd."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "val2017").mkdir()
+    people = []
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / "val2017" / f"{i}.jpg"), rng.integers(0, 255, (200, 300, 3), np.uint8))
+        for j in range(5):
+            people.append(
+                {
+                    "id": len(people),
+                    "image_id": i,
+                    "category_id": 1,
+                    "iscrowd": int(j == 4),
+                    "num_keypoints": 0 if j == 3 else 5,
+                    "area": 900,
+                    "bbox": [10 + 40 * j, 20, 30, 60],
+                    "keypoints": [0] * 51,
+                }
+            )
+    data = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 300, "height": 200} for i in range(4)],
+        "annotations": people,
+        "categories": [{"id": 1, "name": "person", "keypoints": list(get_skeleton("coco17").joints)}],
+    }
+    path = tmp_path / "person_keypoints_val2017.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_annotated_people_are_cropped_without_a_search(coco):
+    found = collect(coco, SPEC, 100, 0, never)
+    assert found.crops.shape == (12, 128, 96, 3)
+    assert found.crops.dtype == np.uint8
+    assert len({row["sha256"] for row in found.rows}) == 12
+    assert found.source_sha256
+
+
+def test_a_folder_with_one_annotation_file_is_annotated(coco):
+    assert len(collect(coco.parent, SPEC, 100, 0, never).crops) == 12
+
+
+def test_the_seed_decides(coco):
+    first, again, other = (collect(coco, SPEC, 8, seed, never) for seed in (1, 1, 2))
+    assert first.rows == again.rows
+    np.testing.assert_array_equal(first.crops, again.crops)
+    assert first.rows != other.rows
+
+
+def test_a_video_gives_frames_and_pictures_without_people_come_last(tmp_path):
+    found = collect(SAMPLE_CLIP, SPEC, 10, 0, find_in_the_middle)
+    numbers = [int(str(row["file"]).partition("#")[2]) for row in found.rows]
+    assert len(set(numbers)) == 10
+    for i in range(10):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 200 if i < 5 else 0, np.uint8))
+    mixed = collect(tmp_path, SPEC, 10, 0, find_in_the_middle)
+    assert len(mixed.crops) == 8  # five with people, filled up to the minimum
+    assert {str(row["file"]) for row in mixed.rows[:5]} == {f"{i}.png" for i in range(5)}
+
+
+def test_a_video_frame_is_the_frame_of_that_number(clip_frames):
+    found = collect(SAMPLE_CLIP, SPEC, 8, 3, lambda image: (np.array([[384.0, 216, 324, 432]]), True))
+    from edgepose.preprocess import crop
+
+    for row, pixels in zip(found.rows, found.crops, strict=True):
+        frame = clip_frames[int(str(row["file"]).partition("#")[2])]
+        np.testing.assert_array_equal(crop(frame, np.array([[384.0, 216, 324, 432]]), (96, 128))[0], pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "a.json: not JSON"),
+        ("a.json", "[]", "a.json: not COCO keypoint annotations"),
+        ("a.json", '{"images": [], "annotations": [], "categories": []}', "a.json: not COCO keypoint annotations"),
+        ("a.txt", "text", "a.txt: not a video that OpenCV can decode"),
+    ],
+)
+def test_files_that_are_no_pictures(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        collect(tmp_path / name, SPEC, 8, 0, never)
+
+
+def test_images_that_are_not_there_are_named(coco):
+    for path in (coco.parent / "val2017").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"none of its images found \(looked for 0.jpg in "):
+        collect(coco, SPEC, 8, 0, never)

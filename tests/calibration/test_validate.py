@@ -1,0 +1,167 @@
+"""Validation: AP of a perfect and a broken model, detections, limits, and who is compared with whom."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from edgepose import DatasetError, ModelSpec
+from edgepose.calibration.coco import CocoKeypoints
+from edgepose.calibration.validate import validate_coco, validate_crops
+from edgepose.pipeline import Estimator
+from edgepose.skeletons import get_skeleton
+
+SPEC = ModelSpec.pose2d("m", (256, 192), "coco17")
+COLOURS = np.stack([np.arange(17) * 14 + 15, 255 - np.arange(17) * 14, np.full(17, 128)], axis=1).astype(np.uint8)
+
+
+class ColourEngine:
+    """A perfect model for made-up pictures: every joint is a disc in a colour of its own."""
+
+    name, device, metadata = "colours", "cpu", {}
+    inputs, outputs = (SPEC.input,), (SPEC.output,)
+
+    def __init__(self, shift=0):
+        self.shift = shift
+
+    def run(self, feeds):
+        small = feeds["image"][:, 1::4, 1::4].astype(int)  # heatmap pixel i sees crop pixel 4 i + 1
+        distance = np.abs(small[:, None] - COLOURS[None, :, None, None].astype(int)).sum(-1)
+        maps = np.exp(-distance / 6).astype(np.float32)
+        maps = np.stack([[cv2.GaussianBlur(m, (0, 0), 1.5) for m in crop] for crop in maps])
+        return {"heatmaps": np.roll(maps, self.shift, axis=3)}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Six images with one person each, whose joints are coloured discs."""
+    rng = np.random.default_rng(0)
+    images, people = [], []
+    for i in range(6):
+        picture = np.zeros((400, 400, 3), np.uint8)
+        joints = np.array([[120 + 45 * (k % 4), 80 + 55 * (k // 4)] for k in range(17)]) + rng.uniform(-8, 8, (17, 2))
+        for (x, y), colour in zip(joints, COLOURS, strict=True):
+            cv2.circle(picture, (round(x), round(y)), 9, colour[::-1].tolist(), -1)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 400, "height": 400})
+        points = np.c_[np.round(joints), np.full(17, 2)].ravel().tolist()
+        box = [90, 50, 200, 300]
+        person = {"id": i + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "num_keypoints": 17, "area": 60000.0}
+        people.append(person | {"bbox": box, "keypoints": points})
+    names = list(get_skeleton("coco17").joints)
+    categories = [{"id": 1, "name": "person", "keypoints": names}]
+    path = tmp_path / "person_keypoints_made.json"
+    path.write_text(json.dumps({"images": images, "annotations": people, "categories": categories}))
+    return path
+
+
+@pytest.fixture
+def estimators():
+    return {name: Estimator(ColourEngine(shift), SPEC, name) for name, shift in (("onnx-fp32", 0), ("onnx-int8", 8))}
+
+
+def test_a_perfect_model_has_ap_1_and_a_broken_one_is_seen(coco, estimators):
+    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+    perfect, broken = result.rows
+    assert perfect.stats["AP"] == pytest.approx(1, abs=1e-6)
+    assert perfect.agreement.mean_oks == 1
+    assert broken.stats["AP"] < 0.1
+    assert broken.agreement.mean_oks < 0.5
+    assert broken.agreement.mean_shift_px == pytest.approx(32, abs=2)  # eight heatmap pixels
+    assert broken.agreement.max_abs_error > 0.1
+    assert perfect.agreement.snr_db == np.inf
+    assert broken.agreement.snr_db < 0  # nothing is where it should be: twice the power in the difference
+    assert (result.images, result.crops, result.boxes) == (6, 6, "ground truth")
+
+
+def test_detections_replace_the_boxes_and_copies_are_suppressed(coco, estimators, tmp_path):
+    rows = [
+        {"image_id": i, "category_id": 1, "bbox": [90 + d, 50, 200, 300], "score": 0.9 - d / 10}
+        for i in range(6)
+        for d in range(3)
+    ]
+    rows.append({"image_id": 0, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 1.0})  # a car
+    (tmp_path / "detections.json").write_text(json.dumps(rows))
+    result = validate_coco(
+        {"onnx-fp32": estimators["onnx-fp32"]},
+        CocoKeypoints(coco),
+        baseline="onnx-fp32",
+        detections=tmp_path / "detections.json",
+        batch=2,
+    )
+    assert result.crops == 18
+    assert result.rows[0].stats["AP"] == pytest.approx(1, abs=1e-6)  # three copies would cost precision
+
+
+def test_images_without_detections_are_missed_people(coco, estimators, tmp_path):
+    rows = [{"image_id": i, "category_id": 1, "bbox": [90, 50, 200, 300], "score": 0.9} for i in range(3)]
+    (tmp_path / "detections.json").write_text(json.dumps(rows))
+    result = validate_coco(
+        {"onnx-fp32": estimators["onnx-fp32"]},
+        CocoKeypoints(coco),
+        baseline="onnx-fp32",
+        detections=tmp_path / "detections.json",
+    )
+    assert result.rows[0].stats["AR"] == pytest.approx(0.5)
+
+
+def test_a_limit_evaluates_only_those_images(coco, estimators):
+    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32", limit=2)
+    assert result.images == 2
+    assert result.rows[0].stats["AR"] == pytest.approx(1)
+
+
+def test_unreadable_images_are_named_and_cost_recall(coco, estimators):
+    (coco.parent / "3.png").write_bytes(b"")
+    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+    assert result.skipped == ["3.png"]
+    assert result.rows[0].stats["AR"] == pytest.approx(5 / 6)
+
+
+def test_the_flip_test_of_a_symmetric_model_changes_nothing_but_noise(coco, estimators):
+    only = {"onnx-fp32": estimators["onnx-fp32"]}
+    mirrored = Estimator(ColourEngine(), SPEC).heatmaps(np.zeros((1, 256, 192, 3), np.uint8), flip=True)
+    assert mirrored.shape == (1, 17, 64, 48)
+    assert mirrored.dtype == np.float32
+    assert validate_coco(only, CocoKeypoints(coco), baseline="onnx-fp32", flip=True).flip
+
+
+def test_agreement_needs_no_labels(estimators):
+    crops = np.random.default_rng(0).integers(0, 255, (3, 256, 192, 3), dtype=np.uint8)
+    result = validate_crops(estimators, crops, "noise", baseline="onnx-int8")
+    assert [row.stats for row in result.rows] == [None, None]
+    assert result.rows[1].agreement.mean_oks == 1  # the baseline agrees with itself
+    assert result.rows[0].agreement.mean_oks < 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds no person"),
+        ('[{"image_id": 1}]', r"not COCO detections \(KeyError"),
+        ("{", "not JSON"),
+    ],
+)
+def test_detection_files_that_do_not_work(coco, estimators, tmp_path, content, message):
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(DatasetError, match=rf"d.json: {message}"):
+        validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32", detections=tmp_path / "d.json")
+
+
+def test_another_skeleton_is_refused_with_a_way_out(coco):
+    spec = ModelSpec.pose2d("starter", (128, 96), "lsp14")
+    estimators = {"onnx-fp32": Estimator(ColourEngine(), spec)}
+    with pytest.raises(DatasetError, match=r"17 joints \(nose, .*\), but starter has 14 .*--data unlabeled"):
+        validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+
+
+def test_a_root_needs_one_annotation_file(coco, tmp_path):
+    assert CocoKeypoints.from_root(tmp_path).annotations == coco
+    with pytest.raises(DatasetError, match=r"needs one person_keypoints_\*.json.*found: none"):
+        CocoKeypoints.from_root(tmp_path / "nowhere")

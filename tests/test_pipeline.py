@@ -1,0 +1,168 @@
+"""A frame becomes poses; a source becomes poses in sinks; one person is found, followed and lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import edgepose
+from edgepose import EdgePoseError, EngineError, Poses
+from edgepose.geometry import boxes_around
+from edgepose.pipeline import Estimator, run
+from edgepose.sources import Frame
+from edgepose.tracking import search_windows
+
+
+@pytest.fixture(scope="module")
+def estimator(starter_bundle):
+    return edgepose.load(starter_bundle, variant="onnx-fp32")
+
+
+def person_in_the_last_frames(poses):
+    """The man of the sample clip stands at x 380-545, y 5-400 of 768 x 432, seen by eye."""
+    x, y, w, h = boxes_around(poses.keypoints_xy[0][poses.scores[0] > 0.2])
+    return x > 360 and x + w < 560 and y < 60 and 320 < y + h < 410 and h > 280
+
+
+def test_a_person_is_found_without_a_box(estimator, clip_frames):
+    poses = estimator.estimate(clip_frames[60])
+    assert len(poses) == 1
+    assert person_in_the_last_frames(poses)
+
+
+def test_boxes_give_one_pose_each_at_the_same_place(estimator, clip_frames):
+    box = [380, 0, 545, 410]
+    poses = estimator.estimate(clip_frames[60], boxes=[box, box])
+    assert len(poses) == 2
+    assert person_in_the_last_frames(poses)
+    np.testing.assert_allclose(poses.keypoints_xy[0], poses.keypoints_xy[1], atol=1e-2)
+    grown = poses.boxes_xyxy[0]  # to the crop's aspect ratio, around the same centre
+    assert grown[2] - grown[0] == pytest.approx(0.75 * 410, abs=1)
+    assert grown[0] + grown[2] == pytest.approx(925, abs=2)
+
+
+def test_no_boxes_no_poses(estimator, clip_frames):
+    assert len(estimator.estimate(clip_frames[0], boxes=[])) == 0
+    assert len(estimator.estimate(clip_frames[0], boxes=np.zeros((0, 4)))) == 0
+
+
+def test_nobody_is_an_answer(estimator):
+    assert len(estimator.estimate(np.full((300, 400, 3), 127, np.uint8))) == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "boxes", "message"),
+    [
+        (np.zeros((9, 9, 3)), None, r"frame: expected a uint8 array \(h, w, 3\) in BGR order, got float64 \(9, 9, 3\)"),
+        (np.zeros((9, 9), np.uint8), None, r"got uint8 \(9, 9\)"),
+        (None, None, "got NoneType"),
+        (np.zeros((9, 9, 3), np.uint8), [1, 2, 3, 4], r"boxes: expected shape \(N, 4\) x1, y1, x2, y2, got \(4,\)"),
+        (np.zeros((9, 9, 3), np.uint8), [[5, 5, 3, 9]], "boxes: expected finite x1 < x2"),
+        (np.zeros((9, 9, 3), np.uint8), [[0, 0, np.nan, 9]], "boxes: expected finite x1 < x2"),
+    ],
+)
+def test_bad_arguments_are_named(estimator, frame, boxes, message):
+    with pytest.raises(EdgePoseError, match=message):
+        estimator.estimate(frame, boxes)
+
+
+def test_nan_is_not_passed_on(estimator):
+    class Broken:
+        name, device = "broken", "cpu"
+
+        def run(self, feeds):
+            return {"heatmaps": np.full((1, 14, 32, 24), np.nan, np.float32)}
+
+    with pytest.raises(EngineError, match=r"broken on cpu answered with NaN or infinity \(onnx-int8\)"):
+        Estimator(Broken(), estimator.spec, "onnx-int8").heatmaps(np.zeros((1, 128, 96, 3), np.uint8))
+
+
+def test_the_person_is_followed_through_the_clip(estimator, clip_frames):
+    follow = estimator.follow()
+    poses = [follow(frame) for frame in clip_frames]
+    seen = [len(p) for p in poses]
+    assert max(seen) == 1
+    assert sum(seen[10:]) == len(seen) - 10  # he is in every frame from the tenth on
+    assert sum(person_in_the_last_frames(p) for p in poses[40:]) >= 0.9 * len(poses[40:])
+
+
+def test_following_costs_one_crop_and_losing_starts_a_search(estimator, clip_frames):
+    calls = []
+
+    def poses_at(frame, regions):
+        calls.append(len(regions))
+        return estimator.poses_at(frame, regions)
+
+    from edgepose.tracking import Follower
+
+    follow = Follower(poses_at, estimator.spec)
+    follow(clip_frames[60])
+    searched = list(calls)
+    assert searched[0] > 3
+    assert searched[1:] == [3, 3]  # three candidates, zoomed into twice
+    follow(clip_frames[61])
+    assert calls[len(searched) :] == [1]
+    calls.clear()
+    assert len(follow(np.full_like(clip_frames[0], 127))) == 0
+    assert calls[:2] == [1, searched[0]]
+    calls.clear()
+    follow(clip_frames[62])
+    assert calls[0] == searched[0]  # nobody is followed any more
+
+
+@pytest.mark.parametrize("frame_wh", [(768, 432), (432, 768), (96, 128), (1920, 300), (50, 50)])
+def test_windows_cover_the_frame_and_overlap(frame_wh):
+    windows = search_windows(frame_wh, 0.75)
+    width, height = frame_wh
+    covered = np.zeros((height, width), int)
+    for cx, cy, w, h in windows:
+        assert w / h == pytest.approx(0.75)
+        x1, y1 = max(0, round(cx - w / 2)), max(0, round(cy - h / 2))
+        covered[y1 : round(cy + h / 2), x1 : round(cx + w / 2)] += 1
+    assert covered.min() >= 1
+    assert len(windows) <= 30
+
+
+class Recorder:
+    def __init__(self, fail_at=None):
+        self.frames, self.closed, self.fail_at = [], 0, fail_at
+
+    def write(self, frame, poses):
+        if frame.index == self.fail_at:
+            raise OSError("disk full")
+        self.frames.append((frame.index, len(poses)))
+
+    def close(self):
+        self.closed += 1
+
+
+def blank_frames(count):
+    for i in range(count):
+        yield Frame(np.zeros((8, 8, 3), np.uint8), i, "blank", i / 10)
+
+
+def test_run_sends_every_frame_to_every_sink():
+    sinks = [Recorder(), Recorder()]
+    totals = run(blank_frames(5), lambda frame: Poses.empty("coco17"), sinks)
+    assert [sink.frames for sink in sinks] == [[(i, 0) for i in range(5)]] * 2
+    assert [sink.closed for sink in sinks] == [1, 1]
+    assert (totals.frames, totals.people) == (5, 0)
+
+
+@pytest.mark.parametrize("where", ["source", "poses", "sink"])
+def test_sinks_are_closed_whatever_happens(where):
+    def frames():
+        yield from blank_frames(3)
+        if where == "source":
+            raise KeyboardInterrupt
+
+    def poses_of(frame):
+        if where == "poses" and frame.index == 2:
+            raise EngineError("broke")
+        return Poses.empty("coco17")
+
+    sinks = [Recorder(fail_at=2 if where == "sink" else None), Recorder()]
+    with pytest.raises((KeyboardInterrupt, EngineError, OSError)):
+        run(frames(), poses_of, sinks)
+    assert [sink.closed for sink in sinks] == [1, 1]
+    assert len(sinks[1].frames) >= 2
