@@ -77,6 +77,8 @@ def collect(
     seed: int,
     find: FindRegion,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    minimum: int = MIN_SAMPLES,
 ) -> CropSet:
     """Choose ``count`` crops at random with a seed, fewer where there are fewer.
 
@@ -90,9 +92,10 @@ def collect(
         seed: Seed of the selection.
         find: Finds the person where no box is given.
         progress: Told how many are done, and out of how many.
+        minimum: Fewer crops than this (or than ``count``) are an error.
 
     Raises:
-        DatasetError: The path holds nothing usable, or fewer than eight crops come out.
+        DatasetError: The path holds nothing usable, or too few crops come out.
     """
     candidates = list(_candidates(path))
     random.Random(seed).shuffle(candidates)
@@ -109,11 +112,12 @@ def collect(
         region, found = _region(candidate, image, spec, find)
         (chosen if found else without_person).append((candidate, crop(image, region, spec.input_wh)[0], region))
         progress(len(chosen), min(count, len(candidates)))
-    chosen += without_person[: max(0, min(count, MIN_SAMPLES) - len(chosen))]
-    if len(chosen) < min(MIN_SAMPLES, count):
+    needed = min(minimum, count)
+    chosen += without_person[: max(0, needed - len(chosen))]
+    if len(chosen) < needed:
         unread = f", {len(skipped)} of them unreadable ({', '.join(sorted(skipped)[:3])})" if skipped else ""
         raise DatasetError(
-            f"{path}: {len(chosen)} usable of {len(candidates)} pictures{unread}; at least {MIN_SAMPLES} are needed: "
+            f"{path}: {len(chosen)} usable of {len(candidates)} pictures{unread}; at least {needed} are needed: "
             "add pictures of people as your camera sees them"
         )
     return CropSet(

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -57,33 +57,47 @@ def _cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a gate failed, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts = _Interrupts()
     try:
         code = _cli.main(arguments, prog_name="edgepose", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupts.seen or isinstance(error, (KeyboardInterrupt, click.Abort)):
+            _fail("interrupted", _INTERRUPTED)
+        if "--debug" in arguments:
+            raise
+        _report(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Interrupts:
+    """Stops on SIGTERM as on Ctrl-C, and remembers it: libraries turn the exception into others on its way up."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def _report(error: BaseException) -> NoReturn:
+    """One line for what a user can act on; anything else is a fault of ours and keeps its traceback."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.ctx.get_help() if error.ctx else "")
         sys.exit(2)
-    except click.ClickException as error:
-        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        _fail(error.format_message() + hint, 2)
-    except EdgePoseError as error:
-        if "--debug" in arguments:
-            raise
+    if isinstance(error, click.UsageError) and error.ctx:
+        _fail(f"{error.format_message()} (see {error.ctx.command_path} --help)", 2)
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message(), 2)
+    if isinstance(error, EdgePoseError):
         _fail(str(error), 2)
-    except OSError as error:
-        if "--debug" in arguments:
-            raise
+    if isinstance(error, OSError):
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", _INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+    raise error
 
 
 def _fail(message: str, code: int) -> NoReturn:
     click.echo("error: " + " ".join(message.split()), err=True)
     sys.exit(code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> Any:
-    """Stop on SIGTERM as on Ctrl-C: clean up, leave nothing half-written."""
-    raise KeyboardInterrupt

@@ -119,6 +119,7 @@ def validate(
             seed,
             estimators[base].best_region,
             lambda done, total: update("choose crops", done, total),
+            minimum=1,
         )
         return validate_crops(
             estimators,

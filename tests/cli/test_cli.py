@@ -192,6 +192,26 @@ def test_debug_shows_the_traceback(edgepose):
     assert "Traceback" in edgepose("--debug", "inspect", "none", code=1).stderr
 
 
+def test_an_interrupt_that_a_library_turns_into_another_error(tmp_path):
+    """Seen with onnxruntime: interrupted while it is imported, it says "initialization failed"."""
+    code = (
+        "import os, signal, sys\n"
+        "from edgepose.cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'onnxruntime':\n"
+        "            try:\n"
+        "                os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            except KeyboardInterrupt as error:\n"
+        "                raise ImportError('initialization failed') from error\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"main(['inspect', {str(tmp_path / 'model.onnx')!r}])\n"
+    )
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "error: interrupted")
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, stop):
     command = [sys.executable, "-m", "edgepose", "convert", "--random", "--model", "transpose-r-a3", "-o", "bundle"]
@@ -205,8 +225,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, stop):
         time.sleep(0.05)
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "error: interrupted"
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "error: interrupted")
     assert list(tmp_path.iterdir()) == []
 
 
