@@ -15,6 +15,8 @@ from edgepose.cli._machine import machine
 from edgepose.decode import decode
 
 CROWD = 8
+ROUNDS = 100
+CALLS = 10
 
 
 def loop_decode(heatmaps: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -97,15 +99,16 @@ def main() -> None:
     }
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     wall: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(300):
+    for _ in range(ROUNDS):
         for name, (people, call) in calls.items():
             start, used = time.perf_counter(), time.process_time()
-            call()
-            wall[name].append(1e3 * (time.perf_counter() - start) / people)
-            cpu[name].append(1e3 * (time.process_time() - used) / people)
+            for _ in range(CALLS):
+                call()
+            wall[name].append(1e3 * (time.perf_counter() - start) / people / CALLS)
+            cpu[name].append(1e3 * (time.process_time() - used) / people / CALLS)
     here = machine()
     print(f"{here['cpu']}, {here['cores']} cores; {here['versions']}")
-    print("17 joints, 64x48; ms per person, median of 300 interleaved rounds")
+    print(f"17 joints, 64x48; ms per person, median of {ROUNDS} interleaved rounds of {CALLS} calls")
     for name, used_ms in cpu.items():
         ratio = np.median(cpu["loop"]) / np.median(used_ms)
         print(f"{name:>18}: {np.median(used_ms):.3f} CPU  {np.median(wall[name]):.3f} wall  {ratio:5.1f}x")
