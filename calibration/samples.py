@@ -20,7 +20,7 @@ from edgepose.preprocess import crop
 from edgepose.sources import IMAGE_SUFFIXES, image_files, open_source, quiet_opencv, read_image
 from edgepose.types import ModelSpec
 
-__all__ = ["MIN_SAMPLES", "CropSet", "FindRegion", "collect"]
+__all__ = ["MIN_SAMPLES", "CropSet", "FindRegion", "check_source", "collect"]
 
 MIN_SAMPLES = 8
 
@@ -128,6 +128,15 @@ def collect(
         skipped=sorted(skipped),
         source_sha256=sha256_file(path) if path.is_file() else None,
     )
+
+
+def check_source(path: Path) -> None:
+    """Find out early whether :func:`collect` has anything to choose from.
+
+    Raises:
+        DatasetError: The path holds nothing usable.
+    """
+    next(_candidates(path), None)
 
 
 def _region(candidate: _Candidate, image: Image, spec: ModelSpec, find: FindRegion) -> tuple[NDArray[np.float64], bool]:

@@ -21,7 +21,7 @@ from edgepose import bundle as bundles
 from edgepose.bundle import Golden, Variant, parse_variant
 from edgepose.calibration.compare import compare_on_crops
 from edgepose.calibration.metrics import Agreement
-from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
+from edgepose.calibration.samples import MIN_SAMPLES, CropSet, check_source, collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
 from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
@@ -106,6 +106,8 @@ def convert(
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
     _check_variants(variants, calibration)
+    if calibration is not None:
+        check_source(calibration)
     spec = checkpoint.row.spec
     with (
         bundles.create(output, force=force) as writer,

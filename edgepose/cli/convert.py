@@ -44,7 +44,7 @@ def command(
     output: Path,
     force: bool,
 ) -> None:
-    r"""Turn CHECKPOINT into a bundle: FP32 and INT8 models, each checked against the original.
+    """Turn CHECKPOINT into a bundle: FP32 and INT8 models, each checked against the original.
 
     \b
     edgepose convert tp_r.pth --model transpose-r-a4 --calib footage.mp4 -o bundle

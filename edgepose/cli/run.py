@@ -43,7 +43,7 @@ def command(
     threads: int | None,
     no_self_test: bool,
 ) -> None:
-    r"""Estimate poses on a source with BUNDLE (or one model file).
+    """Estimate poses on a source with BUNDLE (or one model file).
 
     \b
     edgepose run bundle --source clip.mp4 --out annotated.mp4 --json poses.jsonl

@@ -57,7 +57,7 @@ def command(
     threads: int | None,
     no_self_test: bool,
 ) -> None:
-    r"""Measure the accuracy of BUNDLE's variants on the same crops: COCO AP and AR, and agreement with FP32.
+    """Measure the accuracy of BUNDLE's variants on the same crops: COCO AP and AR, and agreement with FP32.
 
     \b
     edgepose validate bundle --data coco --root coco/            AP, AR and agreement

@@ -23,7 +23,9 @@ def test_help_names_every_command(edgepose):
     text = edgepose("--help").stdout
     for name in ("convert", "run", "bench", "validate", "inspect", "models", "demo"):
         assert f"\n  {name} " in text
-        assert "Usage: edgepose" in edgepose(name, "--help").stdout
+        text_of_command = edgepose(name, "--help").stdout
+        assert "Usage: edgepose" in text_of_command
+        assert "\\b" not in text_of_command
     assert edgepose(code=2).stdout.startswith("Usage: edgepose")
 
 
