@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgepose.cli._machine import machine
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.convert import convert
+from edgepose.machine import machine
 from edgepose.models.registry import get_model
 from edgepose.runtimes.latency import measure_latency
 from edgepose.runtimes.load import load

@@ -11,8 +11,8 @@ import time
 import cv2
 import numpy as np
 
-from edgepose.cli._machine import machine
 from edgepose.decode import decode
+from edgepose.machine import machine
 
 CROWD = 8
 ROUNDS = 100

@@ -18,10 +18,10 @@ import numpy as np
 
 from edgepose.assets import STARTER_MODEL, STARTER_WEIGHTS
 from edgepose.calibration.metrics import pck
-from edgepose.cli._machine import machine
 from edgepose.converters.checkpoint import load_checkpoint
 from edgepose.converters.convert import convert
 from edgepose.geometry import boxes_around, regions_from_boxes
+from edgepose.machine import machine
 from edgepose.models.registry import get_model
 from edgepose.runtimes.load import load
 from edgepose.skeletons import get_skeleton

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,25 @@ class CocoImage:
     box_scores: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class _Person:
+    """One annotation: whose box it is, and whether any of its keypoints is labelled (crowds never are)."""
+
+    image_id: int
+    box_xywh: tuple[float, ...]
+    labelled: bool
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any], images: Mapping[int, Any]) -> _Person:
+        image_id = int(row["image_id"])
+        if image_id not in images:
+            raise ValueError(f"annotation {row.get('id')} is on image {image_id}, which is not listed")
+        x, y, w, h = (float(v) for v in row["bbox"])
+        visible = any(float(v) > 0 for v in row["keypoints"][2::3])
+        labelled = bool(row.get("num_keypoints", visible)) and row.get("area", 1) > 0 and not row.get("iscrowd", 0)
+        return cls(image_id, (x, y, w, h), labelled)
+
+
 class CocoKeypoints:
     """A ``person_keypoints_*.json`` and its images."""
 
@@ -45,7 +64,8 @@ class CocoKeypoints:
         data = _read_json(annotations)
         try:
             self._images = {int(row["id"]): row for row in data["images"]}
-            self._people = [row for row in data["annotations"] if not row.get("iscrowd", 0)]
+            self._sizes_wh = {key: (int(row["width"]), int(row["height"])) for key, row in self._images.items()}
+            self._people = [_Person.read(row, self._images) for row in data["annotations"]]
             person = next(row for row in data["categories"] if row.get("keypoints"))
             self.joints = tuple(str(name) for name in person["keypoints"])
             self.image_root = self._find_images()
@@ -54,6 +74,11 @@ class CocoKeypoints:
                 f"{annotations}: not COCO keypoint annotations ({type(error).__name__}: {error}): "
                 "it needs images, annotations, and a category with keypoints"
             ) from None
+
+    @staticmethod
+    def is_root(folder: Path) -> bool:
+        """Whether a folder holds annotations, itself or in ``annotations/``."""
+        return any(True for sub in (folder, folder / "annotations") for _ in sub.glob("person_keypoints_*.json"))
 
     @classmethod
     def from_root(cls, root: Path) -> CocoKeypoints:
@@ -96,12 +121,11 @@ class CocoKeypoints:
     def ground_truth(self) -> Iterator[CocoImage]:
         """Images with the boxes of annotated people; boxes without area are left out."""
         boxes: dict[int, list[Any]] = defaultdict(list)
-        for row in self._people:
-            if row.get("num_keypoints", 0) > 0 and row.get("area", 1) > 0:
-                boxes[int(row["image_id"])].append(row["bbox"])
+        for person in self._people:
+            if person.labelled:
+                boxes[person.image_id].append(person.box_xywh)
         for image_id in sorted(boxes):
-            row = self._images[image_id]
-            clipped = clip_boxes_xywh(boxes[image_id], (int(row["width"]), int(row["height"])))
+            clipped = clip_boxes_xywh(boxes[image_id], self._sizes_wh[image_id])
             yield self._image(image_id, clipped, np.ones(len(clipped)))
 
     def detections(self, path: Path) -> Iterator[CocoImage]:
@@ -115,7 +139,8 @@ class CocoKeypoints:
         try:
             for row in _read_json(path):
                 if row["category_id"] == 1 and int(row["image_id"]) in self._images and row["score"] >= 0:
-                    boxes[int(row["image_id"])].append([float(v) for v in row["bbox"]])
+                    x, y, w, h = (float(v) for v in row["bbox"])
+                    boxes[int(row["image_id"])].append([x, y, w, h])
                     scores[int(row["image_id"])].append(float(row["score"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(
@@ -138,5 +163,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise DatasetError(f"{path}: not JSON ({error})") from None

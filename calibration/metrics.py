@@ -163,13 +163,17 @@ def agreement(
 
 
 def coco_average_precision(
-    annotations: Path, results: list[dict[str, Any]], image_ids: Sequence[int] | None = None
+    annotations: Path,
+    results: list[dict[str, Any]],
+    sigmas: Sequence[float],
+    image_ids: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """COCO keypoint statistics, by faster-coco-eval.
 
     Args:
         annotations: A ``person_keypoints_*.json``.
         results: Rows of image_id, category_id, keypoints [x, y, score] * K, score.
+        sigmas: K OKS constants.
         image_ids: Evaluate these images only; by default all.
 
     Returns:
@@ -188,6 +192,7 @@ def coco_average_precision(
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(json.loads(annotations.read_text(encoding="utf-8")))
         evaluator = COCOeval_faster(truth, truth.loadRes(results), "keypoints")
+        evaluator.params.kpt_oks_sigmas = np.asarray(sigmas)
         if image_ids is not None:
             evaluator.params.imgIds = sorted(image_ids)
         evaluator.evaluate()

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,10 +24,11 @@ from edgepose.types import ModelSpec
 __all__ = ["MIN_SAMPLES", "CropSet", "FindRegion", "check_source", "collect"]
 
 MIN_SAMPLES = 8
+_PATIENCE = 4
 
 Image = NDArray[np.uint8]
-FindRegion = Callable[[Image], tuple[NDArray[np.float64], bool]]
-"""Best region (1, 4) of a frame, and whether it shows a person: how frames without boxes are cropped."""
+FindRegion = Callable[[Image], tuple[NDArray[np.float64], float, bool]]
+"""Best region (1, 4) of a frame, its score, and whether it shows a person: how frames without boxes are cropped."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class CropSet:
         source: The folder, video or annotation file.
         seed: Seed of the selection.
         rows: One per crop: file (name, with the frame number in a video), region, SHA-256 of the crop's pixels.
-        skipped: Files that could not be read.
+        skipped: Files that could not be read, each once.
+        without_person: How many of the crops show nobody whom the model recognises.
         source_sha256: Hash of the one source file, or None for a folder.
     """
 
@@ -47,6 +50,7 @@ class CropSet:
     seed: int
     rows: list[dict[str, object]]
     skipped: list[str]
+    without_person: int
     source_sha256: str | None
 
     def to_dict(self) -> dict[str, object]:
@@ -57,6 +61,7 @@ class CropSet:
             "seed": self.seed,
             "count": len(self.crops),
             "skipped": self.skipped,
+            "without_person": self.without_person,
             "crops": self.rows,
         }
 
@@ -65,9 +70,20 @@ class CropSet:
 class _Candidate:
     """One picture to crop: ``box`` xywh where known, else the person has to be found."""
 
+    file: str
     name: str
     box: NDArray[np.float64] | None
     read: Callable[[], Image | None]
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """One crop, its record, how much it looks like a person, and whether it is one."""
+
+    pixels: Image
+    row: dict[str, object]
+    score: float
+    person: bool
 
 
 def collect(
@@ -83,15 +99,16 @@ def collect(
     """Choose ``count`` crops at random with a seed, fewer where there are fewer.
 
     Annotations give one crop per annotated person. Images and videos give one per picture, around the person
-    whom ``find`` finds; pictures without a person come last, to fill up to the minimum.
+    whom ``find`` finds; at most four times ``count`` pictures are searched, and those without a person fill up
+    what is missing, best first.
 
     Args:
-        path: A COCO keypoint JSON, a folder of images, an image list's folder, or a video.
+        path: A COCO keypoint JSON or folder, a folder of images, or a video.
         spec: The model's crop size and padding.
         count: How many crops at most.
         seed: Seed of the selection.
         find: Finds the person where no box is given.
-        progress: Told how many are done, and out of how many.
+        progress: Told how many pictures have been looked at, and how many will be at most.
         minimum: Fewer crops than this (or than ``count``) are an error.
 
     Raises:
@@ -99,33 +116,36 @@ def collect(
     """
     candidates = list(_candidates(path))
     random.Random(seed).shuffle(candidates)
-    chosen: list[tuple[_Candidate, Image, NDArray[np.float64]]] = []
-    without_person: list[tuple[_Candidate, Image, NDArray[np.float64]]] = []
-    skipped = []
-    for candidate in candidates:
+    looked_at = candidates[: _PATIENCE * count]
+    chosen: list[_Crop] = []
+    empty: list[_Crop] = []
+    skipped = set()
+    for done, candidate in enumerate(looked_at, start=1):
         if len(chosen) == count:
             break
         image = candidate.read()
         if image is None:
-            skipped.append(candidate.name)
-            continue
-        region, found = _region(candidate, image, spec, find)
-        (chosen if found else without_person).append((candidate, crop(image, region, spec.input_wh)[0], region))
-        progress(len(chosen), min(count, len(candidates)))
-    needed = min(minimum, count)
-    chosen += without_person[: max(0, needed - len(chosen))]
-    if len(chosen) < needed:
-        unread = f", {len(skipped)} of them unreadable ({', '.join(sorted(skipped)[:3])})" if skipped else ""
+            skipped.add(candidate.file)
+        else:
+            found = _crop(candidate, image, spec, find)
+            (chosen if found.person else empty).append(found)
+            empty = sorted(empty, key=lambda crop: -crop.score)[:count]
+        progress(done, len(looked_at))
+    fill = empty[: count - len(chosen)]
+    chosen += fill
+    if len(chosen) < min(minimum, count):
+        unread = f", {len(skipped)} unreadable ({', '.join(sorted(skipped)[:3])})" if skipped else ""
         raise DatasetError(
-            f"{path}: {len(chosen)} usable of {len(candidates)} pictures{unread}; at least {needed} are needed: "
-            "add pictures of people as your camera sees them"
+            f"{path}: {len(chosen)} usable crops of {len(candidates)}{unread}; "
+            f"at least {min(minimum, count)} are needed: add pictures of people as your camera sees them"
         )
     return CropSet(
-        crops=np.stack([pixels for _, pixels, _ in chosen]),
+        crops=np.stack([found.pixels for found in chosen]),
         source=path.name,
         seed=seed,
-        rows=[_row(*item) for item in chosen],
+        rows=[found.row for found in chosen],
         skipped=sorted(skipped),
+        without_person=len(fill),
         source_sha256=sha256_file(path) if path.is_file() else None,
     )
 
@@ -139,53 +159,64 @@ def check_source(path: Path) -> None:
     next(_candidates(path), None)
 
 
-def _region(candidate: _Candidate, image: Image, spec: ModelSpec, find: FindRegion) -> tuple[NDArray[np.float64], bool]:
+def _crop(candidate: _Candidate, image: Image, spec: ModelSpec, find: FindRegion) -> _Crop:
     if candidate.box is None:
-        return find(image)
-    return regions_from_boxes(candidate.box, spec.aspect, spec.crop_padding), True
-
-
-def _row(candidate: _Candidate, pixels: Image, region: NDArray[np.float64]) -> dict[str, object]:
+        region, score, person = find(image)
+    else:
+        region, score, person = regions_from_boxes(candidate.box, spec.aspect, spec.crop_padding), 1.0, True
+    pixels = crop(image, region, spec.input_wh)[0]
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-    return {"file": candidate.name, "region": [round(float(v), 2) for v in region[0]], "sha256": digest}
+    row: dict[str, object] = {
+        "file": candidate.name,
+        "region": [round(float(v), 2) for v in region[0]],
+        "sha256": digest,
+    }
+    return _Crop(pixels, row, score, person)
 
 
 def _candidates(path: Path) -> Iterator[_Candidate]:
     if not path.exists():
         raise DatasetError(f"{path}: no such folder, video or annotation file")
     if path.suffix.lower() == ".json":
-        yield from _annotated(path)
-    elif path.is_dir():
-        annotated = list(path.glob("person_keypoints_*.json"))
-        files = image_files(path)
-        if len(annotated) == 1:
-            yield from _annotated(annotated[0])
-        elif files:
-            yield from (_Candidate(str(f.relative_to(path)), None, lambda f=f: read_image(f)) for f in files)  # type: ignore[misc]
-        else:
-            raise DatasetError(f"{path}: no images here (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    else:
+        yield from _annotated(CocoKeypoints(path))
+    elif not path.is_dir():
         yield from _video_frames(path)
+    elif CocoKeypoints.is_root(path):
+        yield from _annotated(CocoKeypoints.from_root(path))
+    else:
+        yield from _pictures(path)
 
 
-def _annotated(path: Path) -> Iterator[_Candidate]:
-    for image in CocoKeypoints(path).ground_truth():
-        for box in image.boxes_xywh:
-            yield _Candidate(image.path.name, box, lambda p=image.path: read_image(p, exif=False))  # type: ignore[misc]
+def _annotated(data: CocoKeypoints) -> Iterator[_Candidate]:
+    for image in data.ground_truth():
+        for i, box in enumerate(image.boxes_xywh):
+            read = partial(read_image, image.path, exif=False)
+            yield _Candidate(image.path.name, f"{image.path.name}#{i}", box, read)
+
+
+def _pictures(folder: Path) -> Iterator[_Candidate]:
+    files = image_files(folder)
+    if not files:
+        raise DatasetError(f"{folder}: no images here (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    for file in files:
+        name = str(file.relative_to(folder))
+        yield _Candidate(name, name, None, partial(read_image, file))
 
 
 def _video_frames(path: Path) -> Iterator[_Candidate]:
     try:
-        count = open_source(str(path)).count
+        source = open_source(str(path))
     except SourceError as error:
         raise DatasetError(str(error)) from None
+    count = source.count or sum(1 for _ in source)
+    source.frames.close()
     frames = _VideoReader(path)
     for index in range(count):
-        yield _Candidate(f"{path.name}#{index}", None, lambda i=index: frames.read(i))  # type: ignore[misc]
+        yield _Candidate(f"{path.name}#{index}", f"{path.name}#{index}", None, partial(frames.read, index))
 
 
 class _VideoReader:
-    """Random access to the frames of a video; seeks, and keeps the file open."""
+    """Random access to the frames of a video; seeks, and keeps the file open while it is in use."""
 
     def __init__(self, path: Path) -> None:
         with quiet_opencv():

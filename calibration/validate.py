@@ -100,7 +100,10 @@ def validate_coco(
     _check_joints(data, spec)
     image_ids = data.image_ids[:limit]
     boxed = data.detections(detections) if detections else data.ground_truth()
-    images = [image for image in boxed if image.image_id in set(image_ids)]
+    wanted = set(image_ids)
+    images = [image for image in boxed if image.image_id in wanted]
+    if not images:
+        raise DatasetError(f"{data.annotations}: no person with keypoints on the {len(image_ids)} images asked for")
     comparison = Comparison(spec, tuple(estimators), baseline)
     tracks = {name: _Track() for name in estimators}
     skipped, crops = [], 0
@@ -136,7 +139,7 @@ def validate_coco(
         rows=[
             VariantAccuracy(
                 name,
-                coco_average_precision(data.annotations, track.results, image_ids),
+                coco_average_precision(data.annotations, track.results, spec.joints.sigmas, image_ids),
                 agreements[name],
                 track.seconds,
             )

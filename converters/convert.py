@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from edgepose.converters.contract import Deployed
 from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
 from edgepose.converters.quantize import DEFAULT_RECIPE, Recipe, quantize_onnx
 from edgepose.errors import ConversionError
+from edgepose.machine import RUNTIME_PACKAGES, machine, versions
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.load import load
 from edgepose.types import ModelSpec
@@ -39,9 +38,10 @@ Progress = Callable[[str, int, int], None]
 CALIBRATED = ("int8",)
 """Precisions that need calibration pictures."""
 
+_TOOLS = ("torch", "onnx", "onnxscript", "nncf")
 _GOLDEN = 4
 _VERIFY = 32
-_FP32_TOLERANCE = 1e-3
+_FP32_TOLERANCE = 1e-3  # relative RMS: float32 rounding moves single pixels of an untrained model by more
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def convert(
         fp32_file = (writer.folder if "onnx-fp32" in variants else Path(scratch)) / "onnx-fp32.onnx"
         with clock.time("onnx-fp32"):
             progress("export to ONNX", 0, 0)
-            export_onnx(checkpoint.model, spec, fp32_file)
+            export_onnx(checkpoint.model, spec, fp32_file, _origin(checkpoint, "onnx-fp32", recipe))
         fp32 = load(fp32_file)
         crops = _collect(calibration, spec, fp32, calibration_size, seed, progress)
         progress("compare ONNX with torch", 0, 0)
@@ -131,7 +131,8 @@ def convert(
                     recipe,
                     lambda samples: progress(f"quantize to INT8: {samples} samples measured", 0, 0),
                 )
-                save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx")
+                origin = _origin(checkpoint, "onnx-int8", recipe)
+                save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx", origin)
         estimators = {name: load(writer.folder / f"{name}.onnx") for name in variants}
         agreements = compare_on_crops(
             {"onnx-fp32": fp32, **estimators},
@@ -143,12 +144,12 @@ def convert(
         for name in variants:
             file = writer.folder / f"{name}.onnx"
             error = golden.error_of(estimators[name].heatmaps(golden.image))
-            made.append(Variant(name, file.name, _recipe_of(name, recipe), round(error, 6)))
+            made.append(Variant(name, (file.name,), _recipe_of(name, recipe), round(error, 6)))
             rows.append(ConversionRow(name, file.stat().st_size / 1e6, agreements[name], clock.seconds[name]))
         progress("write the bundle", 0, 0)
         writer.write_golden(golden)
         writer.write_json("calibration.json", _calibration_record(crops))
-        writer.write_json("evidence.json", {"parity": [asdict(row) for row in rows], "machine": _machine()})
+        writer.write_json("evidence.json", {"parity": [asdict(row) for row in rows], "machine": machine()})
         writer.finish(spec, made, _provenance(checkpoint, seed, torch_error))
     return Conversion(
         bundle=output,
@@ -187,23 +188,26 @@ def _collect(
         seed,
         fp32.best_region,
         lambda done, total: progress("choose calibration crops", done, total),
+        minimum=MIN_SAMPLES + 1,
     )
-    held_back = min(_VERIFY, max(len(found.crops) - size, len(found.crops) // 5, _GOLDEN))
+    spare = len(found.crops) - MIN_SAMPLES
+    held_back = min(_VERIFY, max(len(found.crops) - size, len(found.crops) // 5, _GOLDEN), max(spare, 1))
     return _Crops(found.crops[held_back:], found.crops[:held_back], found)
 
 
 def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -> tuple[Golden, float]:
-    """Torch's answers for a few crops, and how far the exported FP32 model is from them."""
+    """Torch's answers for a few crops, and how far the exported FP32 model is from them (largest difference)."""
     image = crops[:_GOLDEN]
     with torch.inference_mode():
-        heatmaps = Deployed(checkpoint.model)(torch.from_numpy(image)).numpy()
-    error = float(np.abs(fp32.heatmaps(image) - heatmaps).max())
-    if not error <= _FP32_TOLERANCE * max(1.0, float(np.abs(heatmaps).max())):
+        golden = Golden(image, Deployed(checkpoint.model)(torch.from_numpy(image)).numpy())
+    exported = fp32.heatmaps(image)
+    error = golden.error_of(exported)
+    if not error <= _FP32_TOLERANCE:
         raise ConversionError(
-            f"{checkpoint.row.name}: the exported ONNX model is {error:.2g} off the torch model: "
+            f"{checkpoint.row.name}: the exported ONNX model is {error:.2%} off the torch model: "
             "use the versions of constraints.txt, and please report this"
         )
-    return Golden(image, heatmaps), error
+    return golden, float(np.abs(exported - golden.heatmaps).max())
 
 
 def _recipe_of(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -218,7 +222,6 @@ def _calibration_record(crops: _Crops) -> dict[str, Any]:
 
 
 def _provenance(checkpoint: Checkpoint, seed: int, torch_error: float) -> dict[str, Any]:
-    packages = ("edgepose", "torch", "onnx", "onnxscript", "onnxruntime", "nncf", "numpy", "opencv-python-headless")
     return {
         "model": checkpoint.row.name,
         "checkpoint": dict(checkpoint.source),
@@ -226,21 +229,32 @@ def _provenance(checkpoint: Checkpoint, seed: int, torch_error: float) -> dict[s
         "seed": seed,
         "torch_max_abs_error": torch_error,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions((*RUNTIME_PACKAGES, *_TOOLS)),
     }
 
 
-def _machine() -> dict[str, str]:
-    return {"machine": platform.machine(), "system": platform.platform(), "python": platform.python_version()}
+def _origin(checkpoint: Checkpoint, variant: str, recipe: Recipe) -> dict[str, Any]:
+    """What a lone file tells of where it comes from; nothing that differs from run to run."""
+    return {
+        "checkpoint": dict(checkpoint.source),
+        "recipe": _recipe_of(variant, recipe),
+        "versions": versions(("edgepose", *_TOOLS)),
+    }
 
 
 def _notes(crops: _Crops) -> tuple[str, ...]:
-    if crops.origin is None:
+    origin = crops.origin
+    if origin is None:
         return ("no --calib: verified on seeded noise, not on pictures",)
-    skipped = crops.origin.skipped
-    if not skipped:
-        return ()
-    return (f"{len(skipped)} calibration files could not be read: {', '.join(skipped[:3])}",)
+    notes = []
+    if origin.skipped:
+        notes.append(f"{len(origin.skipped)} calibration files could not be read: {', '.join(origin.skipped[:3])}")
+    if origin.without_person:
+        notes.append(
+            f"{origin.without_person} of {len(origin.crops)} crops show nobody whom the model recognises: "
+            "give footage with more people in it, or annotations"
+        )
+    return tuple(notes)
 
 
 class _Clock:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxscript.optimizer
@@ -16,7 +18,7 @@ from torch import nn
 
 from edgepose.converters.contract import Deployed
 from edgepose.errors import ConversionError
-from edgepose.types import SPEC_KEY, ModelSpec
+from edgepose.types import ORIGIN_KEY, SPEC_KEY, ModelSpec
 
 __all__ = ["OPSET", "export_onnx", "load_onnx", "save_onnx"]
 
@@ -26,7 +28,9 @@ OPSET = 18
 _FOLD_BYTES = 1 << 30
 
 
-def export_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> onnx.ModelProto:
+def export_onnx(
+    model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any] | None = None
+) -> onnx.ModelProto:
     """Export a pose model behind the I/O contract, with a free batch dimension.
 
     Constant subgraphs (weight slices and transposes) are folded, so that a quantizer sees plain weights. Stack
@@ -36,6 +40,7 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> onnx.ModelProt
         model: Takes normalised (N, 3, H, W) float32.
         spec: Written into the file's metadata.
         path: File to write.
+        origin: Where the model comes from, as JSON values; written beside the specification.
 
     Raises:
         ConversionError: torch.onnx cannot export it.
@@ -61,14 +66,14 @@ def export_onnx(model: nn.Module, spec: ModelSpec, path: Path) -> onnx.ModelProt
         assert program is not None
         onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
     proto = _stripped(program.model_proto)
-    save_onnx(proto, spec, path)
+    save_onnx(proto, spec, path, origin)
     return proto
 
 
-def save_onnx(proto: onnx.ModelProto, spec: ModelSpec, path: Path) -> None:
+def save_onnx(proto: onnx.ModelProto, spec: ModelSpec, path: Path, origin: Mapping[str, Any] | None = None) -> None:
     """Write a model with its specification in the metadata; the same model is always the same bytes."""
     del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {SPEC_KEY: spec.to_json()})
+    onnx.helper.set_model_props(proto, {SPEC_KEY: spec.to_json(), ORIGIN_KEY: json.dumps(origin or {}, sort_keys=True)})
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
 

@@ -11,9 +11,11 @@ BUNDLE/
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,21 +70,30 @@ class Variant:
 
     Attributes:
         name: ``<format>-<precision>``.
-        file: File name inside the bundle.
+        files: File names inside the bundle; the first is the one to load, others (weights) lie beside it.
         recipe: How it was made: exporter or quantizer and its settings.
         golden_error: Relative RMS difference of its heatmaps from the FP32 answers on ``golden.npz``, as
             measured when it was made; replayed on load.
     """
 
     name: str
-    file: str
+    files: tuple[str, ...]
     recipe: Mapping[str, Any]
     golden_error: float
 
     def __post_init__(self) -> None:
         parse_variant(self.name)
-        if Path(self.file).name != self.file:
-            raise BundleError(f"variant {self.name}: {self.file!r} is not a plain file name")
+        object.__setattr__(self, "files", tuple(self.files))
+        for file in self.files:
+            if Path(file).name != file:
+                raise BundleError(f"variant {self.name}: {file!r} is not a plain file name")
+        if not (self.files and isinstance(self.recipe, Mapping) and 0 <= float(self.golden_error) < math.inf):
+            raise ValueError(f"variant {self.name}: files, recipe or golden_error")
+
+    @property
+    def file(self) -> str:
+        """The file to load."""
+        return self.files[0]
 
     @property
     def precision(self) -> str:
@@ -131,7 +142,7 @@ class Bundle:
         try:
             data = json.loads(manifest.read_text(encoding="utf-8"))
             schema = data["schema_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{manifest}: damaged ({error}): convert again") from None
         if schema != SCHEMA_VERSION:
             raise BundleError(
@@ -143,10 +154,13 @@ class Bundle:
                 path=path,
                 spec=ModelSpec.from_json(json.dumps(data["spec"]), str(manifest)),
                 variants=tuple(Variant(**row) for row in data["variants"]),
-                provenance=dict(data["provenance"]),
-                files={str(name): dict(row) for name, row in data["files"].items()},
+                provenance=_checked_provenance(data["provenance"]),
+                files={
+                    str(name): {"bytes": int(row["bytes"]), "sha256": str(row["sha256"])}
+                    for name, row in data["files"].items()
+                },
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise BundleError(f"{manifest}: damaged ({error}): convert again") from None
 
     def variant(self, name: str) -> Variant:
@@ -170,14 +184,34 @@ class Bundle:
         row = self.files.get(name)
         if row is None or not path.is_file():
             raise BundleError(f"{path}: missing from the bundle: copy the whole folder, or convert again")
-        if path.stat().st_size != row.get("bytes"):
+        if path.stat().st_size != row["bytes"]:
             raise BundleError(
-                f"{path}: {path.stat().st_size:,} bytes, the manifest says {row.get('bytes', 0):,}: "
+                f"{path}: {path.stat().st_size:,} bytes, the manifest says {row['bytes']:,}: "
                 "truncated or edited; copy it again, or convert again"
             )
-        if sha256_file(path) != row.get("sha256"):
+        if sha256_file(path) != row["sha256"]:
             raise BundleError(f"{path}: SHA-256 differs from the manifest: edited since conversion; convert again")
         return path
+
+    def checked_variant(self, row: Variant) -> Path:
+        """Path of the file to load of a variant, after checking all of its files; see :meth:`checked_file`."""
+        first, *_ = [self.checked_file(file) for file in row.files]
+        return first
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON object of the bundle, its hash checked.
+
+        Raises:
+            BundleError: The file is missing, damaged or edited.
+        """
+        path = self.checked_file(name)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (RecursionError, ValueError) as error:
+            raise BundleError(f"{path}: damaged ({error}): convert again") from None
+        if not isinstance(data, dict):
+            raise BundleError(f"{path}: damaged (not an object): convert again")
+        return data
 
     def golden(self) -> Golden:
         """The golden inputs and answers.
@@ -187,10 +221,19 @@ class Bundle:
         """
         path = self.checked_file(GOLDEN)
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 return Golden(data["image"], data["heatmaps"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path}: damaged ({error}): convert again") from None
+
+
+def _checked_provenance(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's provenance, with the keys that are shown in place and of the right type."""
+    types = {"model": str, "checkpoint": dict, "notes": list, "seed": int, "created": str, "versions": dict}
+    for key, kind in types.items():
+        if not isinstance(data[key], kind):
+            raise TypeError(f"provenance {key}")
+    return dict(data)
 
 
 class BundleWriter:
@@ -250,8 +293,11 @@ def create(path: Path, *, force: bool = False) -> Iterator[BundleWriter]:
         BundleError: See :func:`check_target`; or the folder cannot be written.
     """
     check_target(path, force=force)
-    try:
-        with new_folder(path, replace=True) as folder:
-            yield BundleWriter(folder)
-    except OSError as error:
-        raise BundleError(f"{error.filename or path}: cannot write ({error.strerror}): choose another output") from None
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(new_folder(path))
+        except OSError as error:
+            raise BundleError(
+                f"{error.filename or path}: cannot write ({error.strerror}): choose another output"
+            ) from None
+        yield BundleWriter(folder)

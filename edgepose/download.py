@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepose.errors import EdgePoseError
-from edgepose.files import sha256_file
+from edgepose.files import replace_file, sha256_file
 
 __all__ = ["download"]
 
@@ -44,7 +44,7 @@ def download(
     target, part, record = (folder / (name + suffix) for suffix in ("", ".part", ".sha256"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        expected = sha256 or (record.read_text(encoding="ascii").split()[0] if record.exists() else None)
+        expected = sha256 or (_recorded(record))
         if target.exists():
             _check(target, expected, url)
             return target
@@ -65,15 +65,26 @@ def download(
     except EdgePoseError:
         part.unlink()
         raise
-    record.write_text(f"{sha256_file(part)}  {name}\n", encoding="ascii")
+    with replace_file(record) as partial:
+        partial.write_text(f"{sha256_file(part)}  {name}\n", encoding="ascii")
     os.replace(part, target)
     return target
+
+
+def _recorded(record: Path) -> str | None:
+    """The hash in a ``.sha256`` file, None where there is none."""
+    words = record.read_text(encoding="ascii").split() if record.exists() else []
+    return words[0] if words else None
 
 
 def _fetch(url: str, part: Path, progress: Callable[[int, int], None]) -> None:
     """Continue ``part`` where it ends, or start again where the server cannot."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    tag_file = part.with_name(part.name + ".etag")
+    tag = tag_file.read_text(encoding="latin-1") if tag_file.exists() else ""
+    done = done if tag else 0  # without the server's tag nobody can say that the rest is of the same file
+    headers = {"Range": f"bytes={done}-", "If-Range": tag} if done else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
         response: Any = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
@@ -86,6 +97,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None]) -> None:
         done = done if resumed else 0
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else 0
+        tag_file.write_text(response.headers.get("ETag") or "", encoding="latin-1")
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -93,6 +105,7 @@ def _fetch(url: str, part: Path, progress: Callable[[int, int], None]) -> None:
                 progress(done, total)
     if total and done != total:
         raise ConnectionError(f"broke off after {done:,} of {total:,} bytes; run again to continue")
+    tag_file.unlink()
     return None
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "new_folder", "replace_file", "sha256_file", "sync_folder"]
+__all__ = ["canonical_json", "new_folder", "replace_file", "sha256_file", "sync", "sync_folder"]
 
 
 def sha256_file(path: Path) -> str:
@@ -56,43 +56,46 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
+def new_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder beside ``path``; it becomes ``path`` when the block ends, and vanishes when it fails.
 
-    Args:
-        path: Where the folder goes. Its parents are made.
-        replace: Whether a folder that is there now gives way; it does so only after the block has ended.
+    A folder that is there now gives way only after the block has ended.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    old = work.with_suffix(".old")
     try:
         work.chmod(0o777 & ~_umask())
         yield work
         sync_folder(work)
-        if replace and path.exists():
-            old = work.with_suffix(".old")
-            path.rename(old)
-            try:
-                work.rename(path)
-            except BaseException:
-                old.rename(path)
-                raise
-            shutil.rmtree(old)
-        else:
+        try:
+            if path.exists():
+                path.rename(old)
             work.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
+        sync(path.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
     """Flush every file of a folder, and the folder, to the disk."""
     for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -84,7 +84,7 @@ def scale_and_shift(regions: ArrayLike, size_wh: tuple[int, int]) -> tuple[Float
     """
     boxes = np.asarray(regions, dtype=np.float64).reshape(-1, 4)
     width, height = size_wh
-    scale = (boxes[:, 2] - 1) / (width - 1)
+    scale = np.maximum(boxes[:, 2] - 1, 1) / (width - 1)  # a box below a pixel must not mirror its crop
     return scale, boxes[:, :2] - scale[:, None] * np.array([(width - 1) / 2, (height - 1) / 2])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,9 @@ from edgepose.types import Engine, ModelSpec, Poses
 __all__ = ["Estimator", "Sink", "Totals", "run"]
 
 
+_MAX_BATCH = 32  # a search of an odd-shaped frame has many windows; memory grows with the batch
+
+
 class Estimator:
     """Poses of single frames, with one engine. Made by :func:`edgepose.load`.
 
@@ -40,6 +44,10 @@ class Estimator:
         self.engine = engine
         self.spec = spec
         self.variant = variant
+        fixed = engine.inputs[0].shape[0]
+        self._fixed = fixed is not None
+        self._batch = fixed or _MAX_BATCH
+        self._map_shape = tuple(int(side or 0) for side in spec.output.shape[1:])
 
     def estimate(self, frame_bgr: NDArray[np.uint8], boxes: ArrayLike | None = None) -> Poses:
         """Poses of the people in one frame.
@@ -81,7 +89,8 @@ class Estimator:
         Raises:
             EngineError: The engine failed, or answered with NaN or infinity.
         """
-        answer: NDArray[np.float32] = self.engine.run({self.spec.input.name: crops})[self.spec.output.name]
+        parts = [self._run(crops[i : i + self._batch]) for i in range(0, len(crops), self._batch)]
+        answer = np.concatenate(parts) if parts else np.zeros((0, *self._map_shape), np.float32)
         if flip:
             mirrored = self.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
             answer = np.mean([answer, flip_back(mirrored, self.spec.joints.flip_order)], axis=0, dtype=np.float32)
@@ -92,10 +101,18 @@ class Estimator:
             )
         return answer
 
-    def best_region(self, frame_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float64], bool]:
-        """Region (1, 4) around the most person-like pose of a frame, and whether it looks like a person."""
+    def _run(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One engine call; where the engine has a fixed batch, fewer crops are padded and the padding cut off."""
+        missing = self._batch - len(crops) if self._fixed else 0
+        padded = np.pad(crops, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else crops
+        heatmaps: NDArray[np.float32] = self.engine.run({self.spec.input.name: padded})[self.spec.output.name]
+        return heatmaps[: len(crops)]
+
+    def best_region(self, frame_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float, bool]:
+        """Region (1, 4) around the most person-like pose of a frame, its mean score, and whether it is a person."""
         poses = find_person(frame_bgr, self.poses_at, self.spec)
-        return next_region(poses, 0, self.spec), bool(looks_like_a_person(poses, self.spec)[0])
+        person = bool(looks_like_a_person(poses, self.spec)[0])
+        return next_region(poses, 0, self.spec), float(poses.scores.mean()), person
 
     def follow(self) -> Follower:
         """A fresh single-person tracker that uses this estimator."""
@@ -140,7 +157,9 @@ def run(
     The sinks are closed whatever happens, so that what was written is whole.
     """
     totals = Totals()
-    try:
+    with ExitStack() as stack:
+        for sink in sinks:
+            stack.callback(sink.close)
         frames = iter(source)
         while True:
             start = time.perf_counter()
@@ -158,9 +177,6 @@ def run(
             totals.frames += 1
             totals.people += len(poses)
             progress(totals)
-    finally:
-        for sink in sinks:
-            sink.close()
 
 
 def _check_frame(frame: NDArray[np.uint8]) -> None:

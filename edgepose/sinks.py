@@ -94,12 +94,14 @@ class VideoSink:
         self._stack.close()
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
-        partial = self._stack.enter_context(replace_file(self._path))
         code = cv2.VideoWriter.fourcc(*_FOURCC[self._path.suffix.lower()])
-        with quiet_opencv():
-            writer = cv2.VideoWriter(str(partial), code, self._fps, (width, height))
-        if not writer.isOpened():
-            raise SinkError(f"{self._path}: OpenCV cannot write a {width}x{height} video here: try .avi")
+        with ExitStack() as stack:
+            partial = stack.enter_context(replace_file(self._path))
+            with quiet_opencv():
+                writer = cv2.VideoWriter(str(partial), code, self._fps, (width, height))
+            if not writer.isOpened():
+                raise SinkError(f"{self._path}: OpenCV cannot write a {width}x{height} video here: try .avi")
+            self._stack = stack.pop_all()
         self._size = (width, height)
         return writer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,7 @@ class Source:
     name: str
     fps: float
     count: int
-    frames: Iterator[Frame]
+    frames: Generator[Frame, None, None]
     skipped: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -74,7 +74,10 @@ def read_image(path: Path, *, exif: bool = True) -> NDArray[np.uint8] | None:
     """
     flags = cv2.IMREAD_COLOR if exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     with quiet_opencv():
-        image: NDArray[np.uint8] | None = cv2.imread(str(path), flags)  # type: ignore[assignment]
+        try:
+            image: NDArray[np.uint8] | None = cv2.imread(str(path), flags)  # type: ignore[assignment]
+        except cv2.error:  # a picture too large to decode, for instance
+            return None
     return image
 
 
@@ -107,20 +110,19 @@ def open_source(uri: str) -> Source:
 def _images(path: Path, files: list[Path]) -> Source:
     if not files:
         raise SourceError(f"{path}: no images here (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    source = Source(str(path), fps=0, count=len(files), frames=iter(()))
+    skipped: list[str] = []
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Generator[Frame, None, None]:
         for index, file in enumerate(files):
             image = read_image(file)
             if image is None:
-                source.skipped.append(file.name)
+                skipped.append(file.name)
             else:
                 yield Frame(image, index, file.name, time_s=float(index))
-        if len(source.skipped) == len(files):
+        if len(skipped) == len(files):
             raise SourceError(f"{path}: none of the {len(files)} images can be decoded")
 
-    source.frames = frames()
-    return source
+    return Source(str(path), fps=0, count=len(files), frames=frames(), skipped=skipped)
 
 
 def _video(path: Path) -> Source:
@@ -133,13 +135,15 @@ def _video(path: Path) -> Source:
     count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     rate = fps if 0 < fps < 1000 else 25.0
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Generator[Frame, None, None]:
         index, more, image = 0, True, first
-        while more:
-            yield Frame(np.asarray(image, dtype=np.uint8), index, path.name, index / rate)
-            more, image = capture.read()
-            index += 1
-        capture.release()
+        try:
+            while more:
+                yield Frame(np.asarray(image, dtype=np.uint8), index, path.name, index / rate)
+                more, image = capture.read()
+                index += 1
+        finally:
+            capture.release()
 
     return Source(str(path), fps=rate, count=count, frames=frames())
 
@@ -151,7 +155,7 @@ def _camera(index: int) -> Source:
         raise SourceError(f"camera {index}: not there or in use: see /dev/video*, or give a file to --source")
     fps = capture.get(cv2.CAP_PROP_FPS)
 
-    def frames() -> Iterator[Frame]:
+    def frames() -> Generator[Frame, None, None]:
         start, number = time.monotonic(), 0
         try:
             while True:

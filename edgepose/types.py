@@ -18,6 +18,9 @@ __all__ = ["Engine", "ModelSpec", "Poses", "TensorSpec"]
 SPEC_KEY = "edgepose"
 """Metadata key under which every exported file carries its ModelSpec."""
 
+ORIGIN_KEY = "edgepose.origin"
+"""Metadata key under which a file says where it comes from: checkpoint, recipe, versions."""
+
 _SPEC_VERSION = 1
 
 
@@ -109,7 +112,15 @@ class ModelSpec:
             known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
             spec = cls(**{**known, "input": _tensor(data["input"]), "output": _tensor(data["output"])})
             spec._check()
-        except (AttributeError, AssertionError, EdgePoseError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            AssertionError,
+            EdgePoseError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(
@@ -120,11 +131,12 @@ class ModelSpec:
     def _check(self) -> None:
         joints = len(self.joints.joints)
         w, h = self.input_wh
-        if self.task != "pose2d" or not (isinstance(w, int) and isinstance(h, int) and min(w, h) >= 8):
+        if self.task != "pose2d" or not all(isinstance(side, int) and 32 <= side <= 4096 for side in (w, h)):
             raise ValueError(f"task {self.task!r} with input {self.input.shape}")
-        if self.output.shape != (None, joints, h // 4, w // 4):
-            raise ValueError(f"output shape {self.output.shape} for {joints} joints and {w}x{h} crops")
-        if not (float(self.crop_padding) > 0 and 0 <= float(self.score_threshold) < 1):
+        expected = ModelSpec.pose2d(self.name, (h, w), self.skeleton)
+        if (self.input, self.output) != (expected.input, expected.output):
+            raise ValueError(f"tensors {self.input}, {self.output} for {joints} joints and {w}x{h} crops")
+        if not (1 <= float(self.crop_padding) <= 4 and 0 <= float(self.score_threshold) < 1):
             raise ValueError("crop_padding or score_threshold out of range")
 
 

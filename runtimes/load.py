@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgepose.bundle import MANIFEST, Bundle, Variant
@@ -30,7 +31,7 @@ def load(
         path: A bundle folder, or a file such as ``onnx-int8.onnx``, inside its bundle or copied elsewhere.
         engine: Engine name; by default the first that runs the file.
         device: ``auto``, or a device of the engine: ``cpu``, ``cuda``.
-        variant: Which variant of a bundle. By default INT8 where the device is a CPU, else a float one.
+        variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one. A file is its own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
@@ -41,6 +42,8 @@ def load(
         EngineError: The engine cannot load the model, or its answers are off.
     """
     path = Path(path)
+    if path.is_file() and variant not in (None, path.stem):
+        raise BundleError(f"{path}: is one model file, variant {variant!r} cannot be chosen from it")
     if path.is_file() and (path.parent / MANIFEST).is_file():
         bundle = Bundle.open(path.parent)
         row = next((v for v in bundle.variants if v.file == path.name), None)
@@ -56,8 +59,9 @@ def load(
 def _from_bundle(
     bundle: Bundle, row: Variant, engine: str | None, device: str, threads: int | None, replay: bool
 ) -> Estimator:
-    opened = open_engine(bundle.checked_file(row.file), engine, device, threads)
-    _check_contract(opened, bundle.spec, bundle.path / row.file)
+    opened = open_engine(bundle.checked_variant(row), engine, device, threads)
+    if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
+        raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
     estimator = Estimator(opened, bundle.spec, row.name)
     if replay:
         self_test(estimator, bundle, row)
@@ -66,12 +70,7 @@ def _from_bundle(
 
 def _from_file(path: Path, engine: str | None, device: str, threads: int | None) -> Estimator:
     opened = open_engine(path, engine, device, threads)
-    text = opened.metadata.get(SPEC_KEY)
-    if text is None:
-        raise BundleError(f"{path}: carries no edgepose specification: convert the checkpoint with edgepose convert")
-    spec = ModelSpec.from_json(text, str(path))
-    _check_contract(opened, spec, path)
-    return Estimator(opened, spec, path.stem)
+    return Estimator(opened, _embedded_spec(opened, path), path.stem)
 
 
 def _default_variant(bundle: Bundle, device: str) -> Variant:
@@ -82,12 +81,22 @@ def _default_variant(bundle: Bundle, device: str) -> Variant:
     return ranked[0]
 
 
-def _check_contract(engine: Engine, spec: ModelSpec, where: Path) -> None:
-    if engine.inputs != (spec.input,) or engine.outputs != (spec.output,):
+def _embedded_spec(engine: Engine, where: Path) -> ModelSpec:
+    """The specification that a model file carries, checked against the tensors that its engine sees.
+
+    Batch sizes may differ: an engine may have been built for a fixed one.
+    """
+    text = engine.metadata.get(SPEC_KEY)
+    if text is None:
+        raise BundleError(f"{where}: carries no edgepose specification: convert the checkpoint with edgepose convert")
+    spec = ModelSpec.from_json(text, str(where))
+    tensors = [replace(tensor, shape=(None, *tensor.shape[1:])) for tensor in engine.inputs + engine.outputs]
+    if tensors != [spec.input, spec.output]:
         raise BundleError(
             f"{where}: its tensors {engine.inputs + engine.outputs} do not fit its specification "
             f"{(spec.input, spec.output)}: convert again"
         )
+    return spec
 
 
 def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,6 +15,8 @@ from edgepose.errors import EngineUnavailable
 from edgepose.types import Engine
 
 __all__ = ["ENTRY_POINT_GROUP", "EngineRow", "LoadableEngine", "engines", "open_engine"]
+
+_log = logging.getLogger(__name__)
 
 ENTRY_POINT_GROUP = "edgepose.runtimes"
 """Third parties publish an :class:`EngineRow` under this entry-point group."""
@@ -69,12 +72,25 @@ def engines() -> Mapping[str, EngineRow]:
         EngineUnavailable: A third party's row takes a name that is in use.
     """
     rows: dict[str, EngineRow] = {}
-    third_party = [point.load() for point in entry_points(group=ENTRY_POINT_GROUP)]
-    for row in (*_BUILT_IN, *third_party):
+    for row in (*_BUILT_IN, *_third_party()):
         if row.name in rows:
             raise EngineUnavailable(f"two engines are named {row.name!r} ({rows[row.name].target}, {row.target})")
         rows[row.name] = row
     return MappingProxyType(rows)
+
+
+def _third_party() -> Iterator[EngineRow]:
+    """Rows of other packages; a broken one is logged and left out, so that it does not take ours with it."""
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            row = point.load()
+        except Exception as error:  # somebody else's import may raise anything
+            _log.warning("engine %s of another package cannot be imported: %s", point.name, error)
+            continue
+        if isinstance(row, EngineRow):
+            yield row
+        else:
+            _log.warning("engine %s of another package is no EngineRow but %r", point.name, row)
 
 
 def open_engine(path: Path, name: str | None, device: str, threads: int | None) -> Engine:

@@ -24,11 +24,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        if self.headers.get("If-Range") != self.server.tag:
+            start = 0
         if start >= len(CONTENT):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.send_header("ETag", self.server.tag)
         self.end_headers()
         stop = self.server.break_after.pop() if self.server.break_after else len(CONTENT)
         self.wfile.write(CONTENT[start:stop])
@@ -41,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.ranges, server.break_after = [], []
+        server.ranges, server.break_after, server.tag = [], [], '"one"'
         server.url = f"http://127.0.0.1:{server.server_port}/model.pth"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -70,8 +73,23 @@ def test_a_broken_download_is_continued(server, tmp_path):
     assert server.ranges == [None, "bytes=300000-"]
 
 
+def test_a_file_that_changed_in_between_is_fetched_anew(server, tmp_path):
+    server.break_after.append(300_000)
+    with pytest.raises(EdgePoseError):
+        download(server.url, tmp_path)
+    (tmp_path / "model.pth.part").write_bytes(b"old" * 100_000)
+    server.tag = '"two"'
+    assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
+
+
+def test_a_leftover_of_unknown_origin_is_thrown_away(server, tmp_path):
+    (tmp_path / "model.pth.part").write_bytes(b"x" * 1000)
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
 def test_a_leftover_that_is_too_long_is_thrown_away(server, tmp_path):
     (tmp_path / "model.pth.part").write_bytes(CONTENT + b"more")
+    (tmp_path / "model.pth.part.etag").write_text(server.tag)
     assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
 
 

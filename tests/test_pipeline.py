@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -68,13 +70,38 @@ def test_bad_arguments_are_named(estimator, frame, boxes, message):
 
 def test_nan_is_not_passed_on(estimator):
     class Broken:
-        name, device = "broken", "cpu"
+        name, device, inputs = "broken", "cpu", (estimator.spec.input,)
 
         def run(self, feeds):
             return {"heatmaps": np.full((1, 14, 32, 24), np.nan, np.float32)}
 
     with pytest.raises(EngineError, match=r"broken on cpu answered with NaN or infinity \(onnx-int8\)"):
         Estimator(Broken(), estimator.spec, "onnx-int8").heatmaps(np.zeros((1, 128, 96, 3), np.uint8))
+
+
+@pytest.mark.parametrize(("fixed", "crops", "calls"), [(None, 70, [32, 32, 6]), (4, 6, [4, 4]), (1, 3, [1, 1, 1])])
+def test_batches_are_cut_and_padded_as_the_engine_needs_them(estimator, fixed, crops, calls):
+    """An engine that was built for a fixed batch gets just that; the caller never sees it."""
+
+    class Counting:
+        name, device = "counting", "cpu"
+        inputs = (dataclasses.replace(estimator.spec.input, shape=(fixed, *estimator.spec.input.shape[1:])),)
+
+        def __init__(self):
+            self.calls = []
+
+        def run(self, feeds):
+            self.calls.append(len(feeds["image"]))
+            return {
+                "heatmaps": np.broadcast_to(feeds["image"][:, :1, :1, :1], (self.calls[-1], 14, 32, 24)).astype("f4")
+            }
+
+    engine = Counting()
+    pictures = np.broadcast_to(np.arange(crops, dtype=np.uint8)[:, None, None, None], (crops, 128, 96, 3))
+    heatmaps = Estimator(engine, estimator.spec).heatmaps(pictures)
+    assert engine.calls == calls
+    assert heatmaps[:, 0, 0, 0].tolist() == list(range(crops))
+    assert Estimator(engine, estimator.spec).heatmaps(pictures[:0]).shape == (0, 14, 32, 24)
 
 
 def test_the_person_is_followed_through_the_clip(estimator, clip_frames):

@@ -9,6 +9,7 @@ import pytest
 
 from edgepose import Poses, SinkError
 from edgepose.draw import draw_poses, draw_text
+from edgepose.pipeline import run
 from edgepose.sinks import JsonLinesSink, VideoSink, check_output
 from edgepose.sources import Frame, open_source
 
@@ -87,3 +88,12 @@ def test_outputs_are_checked_before_the_work(tmp_path):
         check_output(path / "out.mp4", force=False)  # below a file
     with pytest.raises(SinkError, match=r"out.gif: unknown video type: use .mp4, .avi, .mkv"):
         VideoSink(tmp_path / "out.gif", fps=10)
+
+
+def test_a_video_that_cannot_be_opened_says_so_and_the_other_sinks_are_closed(tmp_path):
+    video = VideoSink(tmp_path / "big.mp4", fps=10)
+    lines = JsonLinesSink(tmp_path / "poses.jsonl")
+    huge = [Frame(np.zeros((9000, 9000, 3), np.uint8), 0, "huge", 0.0)]
+    with pytest.raises(SinkError, match=r"big.mp4: OpenCV cannot write a 9000x9000 video here: try .avi"):
+        run(huge, lambda _: Poses.empty("lsp14"), [lines, video])
+    assert [p.name for p in tmp_path.iterdir()] == ["poses.jsonl"]

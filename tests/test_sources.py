@@ -115,6 +115,9 @@ def test_boxes_by_frame_number_name_and_image_id(tmp_path):
     assert boxes.of(frame(0, "a.jpg")).tolist() == [[1, 1, 2, 2]]
     assert boxes.of(frame(0, "000000000785.jpg")).tolist() == [[9, 9, 10, 10]]
     assert boxes.of(frame(4)).shape == (0, 4)
+    assert boxes.of(frame(3, "785.mp4")).tolist() == [[1, 2, 4, 6]]  # a video's name is no image id
+    assert boxes.of(frame(785)).shape == (0, 4)  # nor is a frame's number
+    assert (boxes.used, boxes.dropped) == (4, 1)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"bbox": [1, 2, 3, 4]}]', '[{"frame": 1, "bbox": [1, 2]}]', "{}x"])

@@ -88,9 +88,11 @@ def test_a_specification_survives_json():
         (lambda d: json.dumps(d | {"version": 9}), "m.onnx: model specification version 9, this edgepose reads 1"),
         (lambda d: json.dumps(d | {"skeleton": "alien"}), "unknown skeleton 'alien'"),
         (lambda d: json.dumps(d | {"crop_padding": -1}), "crop_padding or score_threshold out of range"),
+        (lambda d: json.dumps(d | {"crop_padding": float("inf")}), "crop_padding or score_threshold out of range"),
+        (lambda d: json.dumps(d | {"input": d["input"] | {"dtype": "float32"}}), "tensors TensorSpec"),
         (lambda d: json.dumps(d | {"task": "cook"}), "task 'cook'"),
         (lambda d: json.dumps({k: v for k, v in d.items() if k != "input"}), "damaged"),
-        (lambda d: json.dumps(d | {"output": d["output"] | {"shape": [None, 3, 64, 48]}}), "output shape"),
+        (lambda d: json.dumps(d | {"output": d["output"] | {"shape": [None, 3, 64, 48]}}), "tensors TensorSpec"),
     ],
 )
 def test_a_damaged_specification_is_refused(change, message):

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = _cli.main(arguments, prog_name="edgepose", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
-        if interrupts.seen or isinstance(error, (KeyboardInterrupt, click.Abort)):
+        if interrupts.seen:
             _fail("interrupted", _INTERRUPTED)
         if "--debug" in arguments:
             raise
@@ -79,6 +79,8 @@ class _Interrupts:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.seen = True
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_IGN)  # let the clean-up finish
         raise KeyboardInterrupt
 
 

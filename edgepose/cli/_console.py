@@ -74,5 +74,5 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 def _finish(bar: Progress) -> None:
     """Mark the last stage as done."""
     for task in bar.tasks[-1:]:
-        done = task.total or task.completed or 1
+        done = task.completed or 1
         bar.update(task.id, total=done, completed=done)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import out, print_table, progress, remark
-from edgepose.cli._machine import machine
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._variants import load_variants
+from edgepose.machine import machine
 
 if TYPE_CHECKING:
     from edgepose.runtimes.latency import LatencyRow

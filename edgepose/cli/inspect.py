@@ -25,19 +25,24 @@ def command(path: Path, as_json: bool) -> None:
     """Show the specification that a model FILE carries, or a BUNDLE's variants and provenance."""
     from edgepose.bundle import Bundle
     from edgepose.runtimes.load import load
+    from edgepose.types import ORIGIN_KEY
 
     if path.is_file():
-        estimator = load(path, self_test=False)
+        estimator = load(path, device="cpu", self_test=False)
         spec = estimator.spec
-        data: dict[str, Any] = {"file": str(path), "spec": json.loads(spec.to_json())}
+        origin = _origin(estimator.engine.metadata.get(ORIGIN_KEY, "{}"))
+        data: dict[str, Any] = {"file": str(path), "spec": json.loads(spec.to_json()), "origin": origin}
         if as_json:
             click.echo(json.dumps(data, indent=2))
         else:
             _print_spec(spec, str(path))
+            _print_origin(origin)
         return
     bundle = Bundle.open(path)
+    for name in bundle.files:
+        bundle.checked_file(name)
     for row in bundle.variants:
-        bundle.checked_file(row.file)
+        load(bundle.path / row.file, device="cpu", self_test=False)
     if as_json:
         click.echo((path / "manifest.json").read_text(encoding="utf-8"), nl=False)
     else:
@@ -55,6 +60,19 @@ def _print_spec(spec: ModelSpec, where: str) -> None:
         ("score threshold", f"{spec.score_threshold:g}"),
     ]
     print_table(where, ("<", "<"), rows)
+
+
+def _origin(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except (RecursionError, ValueError):
+        data = None
+    return data if isinstance(data, dict) else {"damaged": text[:80]}
+
+
+def _print_origin(origin: dict[str, Any]) -> None:
+    facts = [(key, json.dumps(value)) for key, value in sorted(origin.items())]
+    print_table("where it comes from", ("<", "<"), facts)
 
 
 def _print_variants(bundle: Bundle) -> None:
@@ -75,13 +93,13 @@ def _print_variants(bundle: Bundle) -> None:
     source = (
         "random weights" if checkpoint.get("random") else f"{checkpoint['file']}  sha256 {checkpoint['sha256'][:12]}"
     )
-    calibration = json.loads((bundle.path / "calibration.json").read_text(encoding="utf-8"))
+    calibration = bundle.read_json("calibration.json")
     versions = "  ".join(f"{name} {number}" for name, number in p["versions"].items())
     facts = [
         ("checkpoint", source),
         (
             "calibration",
-            f"{calibration['source'] or 'none'}  {calibration.get('calibrated_on', 0)} crops, seed {p['seed']}",
+            f"{calibration.get('source') or 'none'}  {calibration.get('calibrated_on', 0)} crops, seed {p['seed']}",
         ),
         ("created", p["created"]),
         ("versions", versions),

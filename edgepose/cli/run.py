@@ -12,6 +12,7 @@ from edgepose.cli._console import out, progress, remark
 from edgepose.cli._options import PATH, engine_options
 
 if TYPE_CHECKING:
+    from edgepose.boxes import BoxFile
     from edgepose.pipeline import Estimator, Sink, Totals
     from edgepose.sources import Frame
     from edgepose.types import Poses
@@ -53,6 +54,8 @@ def command(
 
     if not (video or json_lines):
         raise click.UsageError("give --out VIDEO, --json FILE or both: otherwise the poses go nowhere")
+    if video and json_lines and video.absolute() == json_lines.absolute():
+        raise click.UsageError("--out and --json name the same file")
     for path in (video, json_lines):
         if path:
             check_output(path, force=force)
@@ -72,11 +75,13 @@ def run_source(
     """Open the source and the sinks, run, and print what came of it."""
     from itertools import islice
 
+    from edgepose.boxes import BoxFile
     from edgepose.pipeline import Totals, run
     from edgepose.sinks import JsonLinesSink, VideoSink
     from edgepose.sources import open_source
 
-    poses_of = _poses_of(estimator, boxes)
+    box_file = BoxFile(boxes) if boxes else None
+    poses_of = _poses_of(estimator, box_file)
     opened = open_source(source)
     sinks: list[Sink] = []
     caption = f"{estimator.spec.name}  {estimator.variant}  {estimator.engine.name} {estimator.engine.device}"
@@ -100,17 +105,18 @@ def run_source(
             _print_totals(totals, [path for path in (video, json_lines) if path])
         if opened.skipped:
             remark(f"{len(opened.skipped)} images could not be read: {', '.join(opened.skipped[:3])}")
+        if box_file and not box_file.used:
+            remark(f"no box of {boxes} belongs to a frame of {source} ({box_file.dropped} had a score below 0.5)")
+    if totals.frames + len(opened.skipped) < count:
+        remark(f"{source}: {totals.frames} frames came, {count} were announced: the file may be truncated")
     return totals
 
 
-def _poses_of(estimator: Estimator, boxes: Path | None) -> Callable[[Frame], Poses]:
-    if boxes is None:
-        follow = estimator.follow()
-        return lambda frame: follow(frame.image_bgr)
-    from edgepose.boxes import BoxFile
-
-    file = BoxFile(boxes)
-    return lambda frame: estimator.estimate(frame.image_bgr, file.of(frame))
+def _poses_of(estimator: Estimator, boxes: BoxFile | None) -> Callable[[Frame], Poses]:
+    if boxes is not None:
+        return lambda frame: estimator.estimate(frame.image_bgr, boxes.of(frame))
+    follow = estimator.follow()
+    return lambda frame: follow(frame.image_bgr)
 
 
 def _print_totals(totals: Totals, paths: list[Path]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepose.cli._console import print_table, progress, remark
-from edgepose.cli._machine import machine
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._variants import load_variants
 from edgepose.errors import EdgePoseError
+from edgepose.machine import machine
 
 if TYPE_CHECKING:
     from edgepose.calibration.validate import Validation

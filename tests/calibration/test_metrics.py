@@ -110,7 +110,7 @@ def results(people):
 def test_average_precision_of_a_known_shift(tmp_path, shift_px):
     """Everybody is off by the same distance: AP is the share of the ten OKS thresholds 0.5 ... 0.95 that it passes."""
     people = np.random.default_rng(0).uniform(100, 300, (5, 17, 2))
-    found = coco_average_precision(coco_file(tmp_path, people), results(people + np.array([shift_px, 0])))
+    found = coco_average_precision(coco_file(tmp_path, people), results(people + np.array([shift_px, 0])), SIGMAS)
     similarity = sum(math.exp(-(shift_px**2) / (2 * 200 * 200 * (2 * sigma) ** 2)) for sigma in SIGMAS) / 17
     passed = sum(0.5 + 0.05 * i <= similarity for i in range(10))
     assert found["AP"] == pytest.approx(passed / 10, abs=1e-6)
@@ -120,19 +120,19 @@ def test_average_precision_of_a_known_shift(tmp_path, shift_px):
 def test_images_that_are_not_evaluated_do_not_count(tmp_path):
     people = np.random.default_rng(0).uniform(100, 300, (4, 17, 2))
     path = coco_file(tmp_path, people)
-    assert coco_average_precision(path, results(people[:2]))["AR"] == pytest.approx(0.5)
-    assert coco_average_precision(path, results(people[:2]), [0, 1])["AR"] == pytest.approx(1)
+    assert coco_average_precision(path, results(people[:2]), SIGMAS)["AR"] == pytest.approx(0.5)
+    assert coco_average_precision(path, results(people[:2]), SIGMAS, [0, 1])["AR"] == pytest.approx(1)
 
 
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match=r"person_keypoints_tiny.json: no poses to evaluate"):
-        coco_average_precision(coco_file(tmp_path, np.zeros((1, 17, 2))), [])
+        coco_average_precision(coco_file(tmp_path, np.zeros((1, 17, 2))), [], SIGMAS)
 
 
 def test_equals_the_reference_statistics(shared):
     folder = shared / "data" / "coco-sample"
     expected = json.loads((shared / "golden" / "noisy_predictions_stats.json").read_text())
     predictions = json.loads((folder / "noisy_predictions.json").read_text())
-    found = coco_average_precision(folder / "person_keypoints_val2017.json", predictions)
+    found = coco_average_precision(folder / "person_keypoints_val2017.json", predictions, SIGMAS)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ SPEC = ModelSpec.pose2d("m", (128, 96), "coco17")
 def find_in_the_middle(image):
     """Everybody stands in the middle of the left half; dark pictures are empty."""
     height, width = image.shape[:2]
-    return np.array([[width / 4, height / 2, height * 0.75, height]]), bool(image.mean() > 50)
+    return np.array([[width / 4, height / 2, height * 0.75, height]]), float(image.mean()), bool(image.mean() > 50)
 
 
 def never(image):
@@ -76,19 +77,57 @@ def test_the_seed_decides(coco):
     assert first.rows != other.rows
 
 
-def test_a_video_gives_frames_and_pictures_without_people_come_last(tmp_path):
+def test_a_video_gives_different_frames():
     found = collect(SAMPLE_CLIP, SPEC, 10, 0, find_in_the_middle)
-    numbers = [int(str(row["file"]).partition("#")[2]) for row in found.rows]
-    assert len(set(numbers)) == 10
-    for i in range(10):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 200 if i < 5 else 0, np.uint8))
-    mixed = collect(tmp_path, SPEC, 10, 0, find_in_the_middle)
-    assert len(mixed.crops) == 8  # five with people, filled up to the minimum
-    assert {str(row["file"]) for row in mixed.rows[:5]} == {f"{i}.png" for i in range(5)}
+    assert len({row["file"] for row in found.rows}) == 10
+    assert found.without_person == 0
+
+
+def test_pictures_without_people_fill_up_best_first_and_are_counted(tmp_path):
+    for i in range(12):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 200 if i < 5 else i, np.uint8))
+    found = collect(tmp_path, SPEC, 8, 0, find_in_the_middle)
+    names = [str(row["file"]) for row in found.rows]
+    assert set(names[:5]) == {f"{i}.png" for i in range(5)}
+    assert names[5:] == ["11.png", "10.png", "9.png"]
+    assert found.without_person == 3
+
+
+def test_a_search_ends(tmp_path):
+    """Footage without people costs four searches per crop asked for, not one per frame."""
+    searched = []
+
+    def find_nobody(image):
+        searched.append(image)
+        return np.array([[30.0, 30, 45, 60]]), 0.0, False
+
+    assert len(collect(SAMPLE_CLIP, SPEC, 8, 0, find_nobody).crops) == 8
+    assert len(searched) == 32
+
+
+def test_one_bad_file_is_one_bad_file_however_many_people_are_on_it(coco):
+    (coco.parent / "val2017" / "2.jpg").write_bytes(b"no picture")
+    found = collect(coco, SPEC, 100, 0, never)
+    assert found.skipped == ["2.jpg"]
+    assert len(found.crops) == 9
+
+
+def test_annotations_in_their_usual_folder_are_used(coco):
+    (coco.parent / "annotations").mkdir()
+    coco.rename(coco.parent / "annotations" / coco.name)
+    assert len(collect(coco.parent, SPEC, 100, 0, never).crops) == 12
+
+
+def test_a_picture_that_is_too_large_is_skipped(tmp_path):
+    header = b"\x89PNG\r\n\x1a\n" + bytes.fromhex("0000000d4948445200010000000100000802000000")
+    (tmp_path / "bomb.png").write_bytes(header + zlib.crc32(header[12:]).to_bytes(4, "big"))
+    for i in range(8):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((60, 80, 3), 200, np.uint8))
+    assert collect(tmp_path, SPEC, 9, 0, find_in_the_middle, minimum=8).skipped == ["bomb.png"]
 
 
 def test_a_video_frame_is_the_frame_of_that_number(clip_frames):
-    found = collect(SAMPLE_CLIP, SPEC, 8, 3, lambda image: (np.array([[384.0, 216, 324, 432]]), True))
+    found = collect(SAMPLE_CLIP, SPEC, 8, 3, lambda image: (np.array([[384.0, 216, 324, 432]]), 1.0, True))
     from edgepose.preprocess import crop
 
     for row, pixels in zip(found.rows, found.crops, strict=True):

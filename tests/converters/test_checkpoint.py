@@ -164,3 +164,33 @@ def test_random_weights_are_marked_and_repeatable():
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert build_random(ROW, 1).source["random"] is True
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to(torch.complex64),
+        lambda t: t.to("meta"),
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_odd_tensors_are_refused(tmp_path, weights, spoil):
+    path = saved(tmp_path, {**weights, "reduce.weight": spoil(weights["reduce.weight"])})
+    with pytest.raises(CheckpointError, match=r"reduce\.weight is no plain tensor|not opened|damaged"):
+        load_checkpoint(path, ROW)
+
+
+def test_damaged_bytes_never_escape_as_another_error(tmp_path, weights):
+    """Byte flips all over a small legacy checkpoint: each loads, or is a CheckpointError."""
+    path = saved(tmp_path, {"state_dict": {"a": torch.zeros(3)}}, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for position in rng.integers(0, len(data), 3):
+            broken[position] = rng.integers(0, 256)
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError):  # at best it loads, and has none of the model's keys
+            load_checkpoint(path, ROW)

@@ -33,10 +33,10 @@ def exported(request, tmp_path_factory, deterministic_weights):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_equal_to_torch(exported, batch):
-    """Within 1e-4, or where float32 itself is worse than that, within ten times torch's own rounding error.
+    """Within 1e-4; where float32 torch itself is further than that from float64, as near to float64 as torch is.
 
     The golden weights of TransPose-H-S give one head near-ties between far-apart tokens: there float32 torch is
-    1e-3 off float64 torch on a few heatmap pixels, and no float32 engine can do better.
+    1e-3 to 1e-2 off float64 on a few heatmap pixels, and no float32 engine can do better.
     """
     model, spec, path = exported
     width, height = spec.input_wh
@@ -44,12 +44,14 @@ def test_equal_to_torch(exported, batch):
     with torch.inference_mode():
         expected = Deployed(model)(torch.from_numpy(image)).numpy()
         exact = InDouble(model)(torch.from_numpy(image)).numpy()
-    difference = np.abs(load(path).heatmaps(image) - expected)
-    own_error = np.abs(expected - exact).max()
-    assert difference.max() <= max(1e-4, 10 * own_error)
-    assert (difference <= 1e-4).mean() > 0.999
-    if spec.name == "transpose-r-a3":
-        assert difference.max() <= 1e-4
+    heatmaps = load(path).heatmaps(image)
+    torch_error = np.abs(expected - exact).max()
+    if torch_error < 3e-5:
+        assert np.abs(heatmaps - expected).max() <= 1e-4
+    else:
+        assert spec.name == "transpose-h-s"
+        assert np.abs(heatmaps - exact).max() <= 4 * torch_error
+        assert (np.abs(heatmaps - expected) <= 1e-4).mean() > 0.999
 
 
 class InDouble(torch.nn.Module):
@@ -70,6 +72,7 @@ def test_the_file_stands_alone(exported):
     proto = onnx.load(path)
     assert load(path).spec == spec
     assert proto.opset_import[0].version == OPSET
+    assert proto.ir_version <= 10  # what the oldest onnxruntime that pyproject.toml admits can read
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
     content = path.read_bytes()
     for leak in (b"site-packages", b"stack_trace", b"transpose.py"):

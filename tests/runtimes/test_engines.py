@@ -109,11 +109,22 @@ def test_an_engine_whose_library_is_missing_says_what_to_install(starter_bundle,
 
 
 class FakeEntryPoint:
+    name = "theirs"
+
     def __init__(self, row):
         self.row = row
 
     def load(self):
+        if isinstance(self.row, Exception):
+            raise self.row
         return self.row
+
+
+@pytest.mark.parametrize("broken", [ImportError("libfoo.so is missing"), "not a row"])
+def test_a_broken_engine_of_a_third_party_is_logged_and_left_out(monkeypatch, caplog, broken):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint(broken)])
+    assert list(engines()) == ["onnxruntime"]
+    assert "engine theirs of another package" in caplog.text
 
 
 def test_third_parties_add_engines_but_do_not_replace_ours(monkeypatch):

@@ -127,9 +127,21 @@ def test_the_self_test_catches_a_wrong_answer(bundle, variant):
         (lambda b: (b / MANIFEST).write_text("[]"), "manifest.json: damaged"),
         (lambda b: edit_manifest(b, lambda d: d.update(schema_version=99)), "schema version 99, this edgepose reads 1"),
         (lambda b: edit_manifest(b, lambda d: d.pop("variants")), "manifest.json: damaged"),
-        (lambda b: edit_manifest(b, lambda d: d["variants"][0].update(file="../x.onnx")), "is not a plain file name"),
+        (
+            lambda b: edit_manifest(b, lambda d: d["variants"][0].update(files=["../x.onnx"])),
+            "is not a plain file name",
+        ),
         (lambda b: edit_manifest(b, lambda d: d["variants"][0].update(name="onnx")), "variant 'onnx': expected"),
         (lambda b: edit_manifest(b, lambda d: d.update(variants=[])), "has no variants"),
+        (lambda b: edit_manifest(b, lambda d: d["variants"][1].update(golden_error=None)), "manifest.json: damaged"),
+        (lambda b: edit_manifest(b, lambda d: d["variants"][1].update(recipe=[])), "manifest.json: damaged"),
+        (lambda b: edit_manifest(b, lambda d: d["files"]["golden.npz"].update(bytes="x")), "manifest.json: damaged"),
+        (lambda b: edit_manifest(b, lambda d: d.update(provenance={})), "manifest.json: damaged"),
+        (lambda b: (b / MANIFEST).write_text("[" * 99999), "manifest.json: damaged"),
+        (
+            lambda b: edit_manifest(b, lambda d: d["spec"].update(crop_padding=1.5)),
+            "specification is not the manifest's",
+        ),
         (lambda b: (b / "golden.npz").write_bytes(b"x"), "golden.npz: 1 bytes, the manifest says"),
     ],
 )
@@ -144,6 +156,36 @@ def test_golden_inputs_cannot_carry_code(bundle):
     rehash(bundle, "golden.npz")
     with pytest.raises(BundleError, match=r"golden.npz: damaged \(Object arrays cannot be loaded"):
         edgepose.load(bundle)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04"])
+def test_golden_inputs_that_are_no_archive(bundle, content):
+    (bundle / "golden.npz").write_bytes(content)
+    rehash(bundle, "golden.npz")
+    with pytest.raises(BundleError, match=r"golden.npz: damaged"):
+        edgepose.load(bundle)
+
+
+def test_a_model_in_a_bundle_needs_its_specification_too(bundle):
+    model = onnx.load(bundle / "onnx-int8.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, bundle / "onnx-int8.onnx")
+    rehash(bundle, "onnx-int8.onnx")
+    with pytest.raises(BundleError, match=r"onnx-int8.onnx: carries no edgepose specification"):
+        edgepose.load(bundle)
+
+
+def test_a_file_has_no_other_variants(starter_bundle):
+    with pytest.raises(BundleError, match="is one model file, variant 'onnx-int8' cannot be chosen from it"):
+        edgepose.load(starter_bundle / "onnx-fp32.onnx", variant="onnx-int8")
+
+
+def test_a_lone_file_says_where_it_comes_from(starter_bundle):
+    metadata = edgepose.load(starter_bundle / "onnx-int8.onnx").engine.metadata
+    origin = json.loads(metadata["edgepose.origin"])
+    assert origin["checkpoint"]["file"] == "transpose-r-t-lspet.pth"
+    assert origin["recipe"]["quantizer"]["name"] == "nncf-transformer-mixed"
+    assert origin["versions"]["nncf"]
 
 
 def test_an_unknown_variant_is_named_with_the_known_ones(starter_bundle):
