@@ -18,6 +18,10 @@ from edgepose.geometry import clip_boxes_xywh
 __all__ = ["CocoImage", "CocoKeypoints"]
 
 
+_LARGEST = 1e6
+"""Box coordinates beyond this, in pixels, are damaged data."""
+
+
 @dataclass(frozen=True)
 class CocoImage:
     """One image with the boxes to crop: (N, 4) xywh pixels and their (N,) scores."""
@@ -37,13 +41,17 @@ class _Person:
     labelled: bool
 
     @classmethod
-    def read(cls, row: Mapping[str, Any], images: Mapping[int, Any]) -> _Person:
+    def read(cls, row: Mapping[str, Any], images: Mapping[int, Any], joints: int) -> _Person:
         image_id = int(row["image_id"])
         if image_id not in images:
             raise ValueError(f"annotation {row.get('id')} is on image {image_id}, which is not listed")
         x, y, w, h = (float(v) for v in row["bbox"])
-        visible = any(float(v) > 0 for v in row["keypoints"][2::3])
-        labelled = bool(row.get("num_keypoints", visible)) and row.get("area", 1) > 0 and not row.get("iscrowd", 0)
+        if len(row["keypoints"]) != 3 * joints or not np.isfinite([*row["keypoints"], x, y, w, h]).all():
+            raise ValueError(
+                f"annotation {row.get('id')} has not 3 x {joints} finite keypoint numbers and a finite box"
+            )
+        visible = any(v > 0 for v in row["keypoints"][2::3])
+        labelled = bool(row.get("num_keypoints", visible)) and float(row["area"]) > 0 and not row["iscrowd"]
         return cls(image_id, (x, y, w, h), labelled)
 
 
@@ -65,11 +73,11 @@ class CocoKeypoints:
         try:
             self._images = {int(row["id"]): row for row in data["images"]}
             self._sizes_wh = {key: (int(row["width"]), int(row["height"])) for key, row in self._images.items()}
-            self._people = [_Person.read(row, self._images) for row in data["annotations"]]
             person = next(row for row in data["categories"] if row.get("keypoints"))
             self.joints = tuple(str(name) for name in person["keypoints"])
+            self._people = [_Person.read(row, self._images, len(self.joints)) for row in data["annotations"]]
             self.image_root = self._find_images()
-        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, StopIteration) as error:
             raise DatasetError(
                 f"{annotations}: not COCO keypoint annotations ({type(error).__name__}: {error}): "
                 "it needs images, annotations, and a category with keypoints"
@@ -140,9 +148,11 @@ class CocoKeypoints:
             for row in _read_json(path):
                 if row["category_id"] == 1 and int(row["image_id"]) in self._images and row["score"] >= 0:
                     x, y, w, h = (float(v) for v in row["bbox"])
+                    if not np.isfinite([x, y, w, h]).all() or max(map(abs, (x, y, w, h))) > _LARGEST:
+                        raise ValueError(f"bbox {row['bbox']}")
                     boxes[int(row["image_id"])].append([x, y, w, h])
                     scores[int(row["image_id"])].append(float(row["score"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise DatasetError(
                 f"{path}: not COCO detections ({type(error).__name__}: {error}): "
                 "it needs rows of image_id, category_id, bbox and score"

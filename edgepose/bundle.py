@@ -222,9 +222,12 @@ class Bundle:
         path = self.checked_file(GOLDEN)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                return Golden(data["image"], data["heatmaps"])
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+                golden = Golden(data["image"], data["heatmaps"])
+            if not len(golden.image):
+                raise ValueError("no inputs")
+        except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path}: damaged ({error}): convert again") from None
+        return golden
 
 
 def _checked_provenance(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def create(path: Path, *, force: bool = False) -> Iterator[BundleWriter]:
     check_target(path, force=force)
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(new_folder(path))
+            folder = stack.enter_context(new_folder(path, replace=force))
         except OSError as error:
             raise BundleError(
                 f"{error.filename or path}: cannot write ({error.strerror}): choose another output"

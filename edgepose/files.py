@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "new_folder", "replace_file", "sha256_file", "sync", "sync_folder"]
+__all__ = ["PartialFile", "canonical_json", "new_folder", "replace_file", "sha256_file", "sync", "sync_folder"]
 
 
 def sha256_file(path: Path) -> str:
@@ -43,23 +43,44 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class PartialFile:
+    """A file that is written beside its place: ``keep`` gives it its name, ``discard`` removes it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+
+    def keep(self) -> None:
+        """Replace ``path`` with what was written."""
+        os.replace(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Remove what was written, if anything is left of it."""
+        self.partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; it becomes ``path`` when the block ends, and vanishes when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    file = PartialFile(path)
     try:
-        yield partial
-        os.replace(partial, path)
+        yield file.partial
+        file.keep()
     finally:
-        partial.unlink(missing_ok=True)
+        file.discard()
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool) -> Iterator[Path]:
     """Give an empty folder beside ``path``; it becomes ``path`` when the block ends, and vanishes when it fails.
 
-    A folder that is there now gives way only after the block has ended.
+    Args:
+        path: Where the folder goes. Its parents are made.
+        replace: Whether a folder that is there by then gives way; an empty one always does.
+
+    Raises:
+        FileExistsError: A folder is there when the block ends, and ``replace`` is not given.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +91,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield work
         sync_folder(work)
         try:
-            if path.exists():
+            if replace and path.exists():
                 path.rename(old)
             work.rename(path)
         except BaseException:

@@ -28,6 +28,7 @@ from edgepose.types import Engine, ModelSpec, Poses
 __all__ = ["Estimator", "Sink", "Totals", "run"]
 
 
+_LARGEST = 1e6  # pixels: box coordinates beyond this are damaged data
 _MAX_BATCH = 32  # a search of an odd-shaped frame has many windows; memory grows with the batch
 
 
@@ -130,8 +131,8 @@ class Sink(Protocol):
         """Take one frame."""
         ...
 
-    def close(self) -> None:
-        """Finish; called once, also after an error or Ctrl-C."""
+    def close(self, complete: bool) -> None:
+        """Finish; called once, with ``complete`` false after an error or Ctrl-C."""
         ...
 
 
@@ -159,7 +160,7 @@ def run(
     totals = Totals()
     with ExitStack() as stack:
         for sink in sinks:
-            stack.callback(sink.close)
+            stack.push(_Closing(sink))
         frames = iter(source)
         while True:
             start = time.perf_counter()
@@ -179,19 +180,41 @@ def run(
             progress(totals)
 
 
+class _Closing:
+    """Closes a sink when the run ends, and tells it how."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def __enter__(self) -> Sink:
+        return self._sink
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._sink.close(complete=kind is None)
+
+
 def _check_frame(frame: NDArray[np.uint8]) -> None:
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    if (
+        not isinstance(frame, np.ndarray)
+        or frame.dtype != np.uint8
+        or frame.ndim != 3
+        or frame.shape[2] != 3
+        or not frame.size
+    ):
         got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise EdgePoseError(f"frame: expected a uint8 array (h, w, 3) in BGR order, got {got}")
 
 
 def _check_boxes(boxes: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(boxes, dtype=np.float64)
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise EdgePoseError("boxes: expected numbers of shape (N, 4) x1, y1, x2, y2") from None
     if array.size == 0:
         return array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise EdgePoseError(f"boxes: expected shape (N, 4) x1, y1, x2, y2, got {array.shape}")
-    if not np.isfinite(array).all() or (array[:, 2:] <= array[:, :2]).any():
+    if not (np.abs(array) < _LARGEST).all() or (array[:, 2:] <= array[:, :2]).any():
         raise EdgePoseError("boxes: expected finite x1 < x2 and y1 < y2 in every row (x1, y1, x2, y2)")
     return array
 

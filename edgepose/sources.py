@@ -41,12 +41,14 @@ class Source:
         name: What was opened, for people.
         fps: Frames per second, 0 where the source has none (images) or does not say.
         count: Number of frames, 0 where unknown (camera).
+        moving: Whether one frame follows from the last, as in a video; pictures in a folder do not.
         skipped: Names of files that could not be read so far.
     """
 
     name: str
     fps: float
     count: int
+    moving: bool
     frames: Generator[Frame, None, None]
     skipped: list[str] = field(default_factory=list)
 
@@ -95,13 +97,13 @@ def open_source(uri: str) -> Source:
     Raises:
         SourceError: It cannot be opened.
     """
-    if uri.isdecimal():
+    if uri.isdecimal() and len(uri) <= 3:
         return _camera(int(uri))
     path = Path(uri)
-    if path.is_dir():
+    if uri and path.is_dir():
         return _images(path, image_files(path))
-    if not path.exists():
-        raise SourceError(f"{uri}: no such file, folder or camera index")
+    if not uri or not path.exists():
+        raise SourceError(f"{uri or 'empty name'}: no such file, folder or camera index")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return _images(path, [path])
     return _video(path)
@@ -122,7 +124,7 @@ def _images(path: Path, files: list[Path]) -> Source:
         if len(skipped) == len(files):
             raise SourceError(f"{path}: none of the {len(files)} images can be decoded")
 
-    return Source(str(path), fps=0, count=len(files), frames=frames(), skipped=skipped)
+    return Source(str(path), fps=0, count=len(files), moving=False, frames=frames(), skipped=skipped)
 
 
 def _video(path: Path) -> Source:
@@ -145,7 +147,7 @@ def _video(path: Path) -> Source:
         finally:
             capture.release()
 
-    return Source(str(path), fps=rate, count=count, frames=frames())
+    return Source(str(path), fps=rate, count=count, moving=True, frames=frames())
 
 
 def _camera(index: int) -> Source:
@@ -168,4 +170,4 @@ def _camera(index: int) -> Source:
         finally:
             capture.release()
 
-    return Source(f"camera {index}", fps=fps if 0 < fps < 1000 else 0, count=0, frames=frames())
+    return Source(f"camera {index}", fps=fps if 0 < fps < 1000 else 0, count=0, moving=True, frames=frames())

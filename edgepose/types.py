@@ -117,6 +117,7 @@ class ModelSpec:
             AssertionError,
             EdgePoseError,
             KeyError,
+            OverflowError,
             RecursionError,
             TypeError,
             ValueError,
@@ -144,7 +145,7 @@ def _tensor(data: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Poses:
     """N people with K joints each, as arrays.
 
@@ -217,7 +218,7 @@ class Poses:
             joints = np.concatenate([keypoints, scores[:, None]], axis=1)
             rows.append(
                 {
-                    "image_id": image_id,
+                    "image_id": int(image_id),
                     "category_id": category_id,
                     "keypoints": [round(float(v), 3) for v in joints.ravel()],
                     "score": float(total),

@@ -125,7 +125,11 @@ def model_files(path: Path, variants: list[str] | None = None) -> dict[str, Path
         BundleError: Not there, or a variant is not in the bundle.
     """
     if path.is_file():
+        if variants not in (None, [path.stem]):
+            raise BundleError(f"{path}: is one model file, variants cannot be chosen from it")
         return {path.stem: path}
     bundle = Bundle.open(path)
+    if not bundle.variants:
+        raise BundleError(f"{path}: has no variants: convert again")
     rows = [bundle.variant(name) for name in variants] if variants else bundle.variants
     return {row.name: bundle.path / row.file for row in rows}

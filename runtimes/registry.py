@@ -101,6 +101,8 @@ def open_engine(path: Path, name: str | None, device: str, threads: int | None) 
         EngineError: The engine cannot load the file.
     """
     row = _row_for(path, name)
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 256):
+        raise EngineUnavailable(f"threads: expected a whole number from 1 to 256, got {threads!r}")
     if device not in ("auto", *row.devices):
         raise EngineUnavailable(f"{row.name} has no device {device!r}: choose auto, {', '.join(row.devices)}")
     module, _, attribute = row.target.partition(":")
@@ -115,13 +117,13 @@ def open_engine(path: Path, name: str | None, device: str, threads: int | None) 
 def _row_for(path: Path, name: str | None) -> EngineRow:
     rows = engines()
     if name is None:
-        fitting = [row for row in rows.values() if path.suffix in row.suffixes]
+        fitting = [row for row in rows.values() if path.suffix.lower() in row.suffixes]
         if not fitting:
             known = ", ".join(sorted({s for row in rows.values() for s in row.suffixes}))
             raise EngineUnavailable(f"{path}: no engine runs {path.suffix or 'such'} files; known: {known}")
         return fitting[0]
     if name not in rows:
         raise EngineUnavailable(f"unknown engine {name!r}; known: {', '.join(rows)}")
-    if path.suffix not in rows[name].suffixes:
+    if path.suffix.lower() not in rows[name].suffixes:
         raise EngineUnavailable(f"{path}: {name} runs {', '.join(rows[name].suffixes)} files")
     return rows[name]

@@ -56,6 +56,9 @@ def test_nobody_is_an_answer(estimator):
     ("frame", "boxes", "message"),
     [
         (np.zeros((9, 9, 3)), None, r"frame: expected a uint8 array \(h, w, 3\) in BGR order, got float64 \(9, 9, 3\)"),
+        (np.zeros((0, 9, 3), np.uint8), None, r"got uint8 \(0, 9, 3\)"),
+        (np.zeros((9, 9, 3), np.uint8), [[1, 2], [3]], "boxes: expected numbers of shape"),
+        (np.zeros((9, 9, 3), np.uint8), [[0, 0, 1e300, 9]], "boxes: expected finite"),
         (np.zeros((9, 9), np.uint8), None, r"got uint8 \(9, 9\)"),
         (None, None, "got NoneType"),
         (np.zeros((9, 9, 3), np.uint8), [1, 2, 3, 4], r"boxes: expected shape \(N, 4\) x1, y1, x2, y2, got \(4,\)"),
@@ -152,15 +155,15 @@ def test_windows_cover_the_frame_and_overlap(frame_wh):
 
 class Recorder:
     def __init__(self, fail_at=None):
-        self.frames, self.closed, self.fail_at = [], 0, fail_at
+        self.frames, self.closed, self.fail_at = [], [], fail_at
 
     def write(self, frame, poses):
         if frame.index == self.fail_at:
             raise OSError("disk full")
         self.frames.append((frame.index, len(poses)))
 
-    def close(self):
-        self.closed += 1
+    def close(self, complete):
+        self.closed.append(complete)
 
 
 def blank_frames(count):
@@ -172,7 +175,7 @@ def test_run_sends_every_frame_to_every_sink():
     sinks = [Recorder(), Recorder()]
     totals = run(blank_frames(5), lambda frame: Poses.empty("coco17"), sinks)
     assert [sink.frames for sink in sinks] == [[(i, 0) for i in range(5)]] * 2
-    assert [sink.closed for sink in sinks] == [1, 1]
+    assert [sink.closed for sink in sinks] == [[True], [True]]
     assert (totals.frames, totals.people) == (5, 0)
 
 
@@ -191,5 +194,5 @@ def test_sinks_are_closed_whatever_happens(where):
     sinks = [Recorder(fail_at=2 if where == "sink" else None), Recorder()]
     with pytest.raises((KeyboardInterrupt, EngineError, OSError)):
         run(frames(), poses_of, sinks)
-    assert [sink.closed for sink in sinks] == [1, 1]
+    assert [sink.closed for sink in sinks] == [[False], [False]]
     assert len(sinks[1].frames) >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_json_lines_appear_when_they_are_finished(tmp_path):
     sink.write(frame(0), pose())
     sink.write(frame(1), Poses.empty("lsp14"))
     assert not (tmp_path / "poses.jsonl").exists()
-    sink.close()
+    sink.close(complete=True)
     rows = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == [0, 1]
     assert [len(row["people"]) for row in rows] == [1, 0]
@@ -43,7 +44,7 @@ def test_a_video_has_every_frame_even_of_another_size(tmp_path, suffix):
     sink = VideoSink(path, fps=10, caption="model")
     for i in range(5):
         sink.write(frame(i, (60, 80) if i != 3 else (90, 50)), pose())
-    sink.close()
+    sink.close(complete=True)
     frames = [f.image_bgr for f in open_source(str(path))]
     assert len(frames) == 5
     assert all(f.shape == (60, 80, 3) for f in frames)
@@ -51,7 +52,7 @@ def test_a_video_has_every_frame_even_of_another_size(tmp_path, suffix):
 
 
 def test_a_video_without_frames_is_not_there(tmp_path):
-    VideoSink(tmp_path / "out.mp4", fps=10).close()
+    VideoSink(tmp_path / "out.mp4", fps=10).close(complete=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,6 +95,34 @@ def test_a_video_that_cannot_be_opened_says_so_and_the_other_sinks_are_closed(tm
     video = VideoSink(tmp_path / "big.mp4", fps=10)
     lines = JsonLinesSink(tmp_path / "poses.jsonl")
     huge = [Frame(np.zeros((9000, 9000, 3), np.uint8), 0, "huge", 0.0)]
-    with pytest.raises(SinkError, match=r"big.mp4: OpenCV cannot write a 9000x9000 video here: try .avi"):
+    with pytest.raises(SinkError, match=r"big.mp4: OpenCV cannot write a 9000x9000 video of this type here: try .avi"):
         run(huge, lambda _: Poses.empty("lsp14"), [lines, video])
     assert [p.name for p in tmp_path.iterdir()] == ["poses.jsonl"]
+
+
+@pytest.mark.parametrize("make", [lambda p: JsonLinesSink(p), lambda p: VideoSink(p, fps=10)])  # noqa: PLW0108
+def test_a_result_that_was_cut_short_does_not_replace_a_whole_one(tmp_path, make):
+    path = tmp_path / "out.avi"
+    for old in (b"earlier result", None):
+        path.write_bytes(old) if old else path.unlink()
+        sink = make(path)
+        sink.write(frame(), pose())
+        sink.close(complete=False)
+        assert path.exists()
+        assert (path.read_bytes() == b"earlier result") == (old is not None)
+    sink = make(path)
+    sink.close(complete=True)  # nothing was written: the file that is there stays
+    assert path.stat().st_size > 20
+    assert [p.name for p in tmp_path.iterdir()] == ["out.avi"]
+
+
+def test_inputs_links_and_devices_are_not_outputs(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"footage")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "clip.mp4")
+    (tmp_path / "bundle").mkdir()
+    for path in (tmp_path / "clip.mp4", tmp_path / "bundle" / "poses.jsonl"):
+        with pytest.raises(SinkError, match="is part of the input"):
+            check_output(path, force=True, inputs=[tmp_path / "clip.mp4", tmp_path / "bundle"])
+    for path in (tmp_path / "link.jsonl", Path("/dev/null")):
+        with pytest.raises(SinkError, match="is a folder, link or device"):
+            check_output(path, force=True)

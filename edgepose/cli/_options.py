@@ -20,7 +20,7 @@ def engine_options(command: _F) -> _F:
     for option in (
         click.option("--no-self-test", is_flag=True, help="Do not replay the golden inputs on load."),
         click.option(
-            "--threads", type=click.IntRange(1), help="Threads of one inference.  [default: the engine's choice]"
+            "--threads", type=click.IntRange(1, 256), help="Threads of one inference.  [default: the engine's choice]"
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--engine", help="Engine to run on.  [default: the first that runs the file]"),
@@ -31,4 +31,7 @@ def engine_options(command: _F) -> _F:
 
 def split_list(text: str) -> list[str]:
     """``a,b`` -> [a, b], without repeats."""
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    parts = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise click.UsageError(f"{text!r}: give names separated by commas")
+    return parts

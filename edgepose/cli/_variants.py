@@ -35,5 +35,5 @@ def load_variants(
         except EdgePoseError as error:
             failed[name] = str(error)
     if not estimators:
-        raise EdgePoseError("; ".join(failed.values()))
+        raise EdgePoseError("; ".join(dict.fromkeys(failed.values())))
     return estimators, failed

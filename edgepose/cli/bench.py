@@ -104,10 +104,10 @@ def bench(
         for done, row in enumerate(rows, start=1):
             memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, threads, batch)
             update("measure memory in fresh processes", done, len(rows))
-    megabytes = {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    megabytes = {name: files[name].stat().st_size / 1e6 for name in estimators}
     here = machine()
     _print(path, rows, failed, megabytes, memory)
-    caption = f"{iterations} interleaved rounds, batch {batch}; {here['cpu']}, {here['cores']} cores; "
+    caption = f"{iterations} interleaved rounds, batch {batch}, {threads or 'automatic'} threads; {here['cpu']}, {here['cores']} cores; "
     out.print(caption + ", ".join(f"{name} {number}" for name, number in here["versions"].items()), style="dim")
     return {
         "machine": here,
@@ -127,19 +127,18 @@ def _print(
         [
             row.variant,
             f"{row.engine} {row.device}",
-            row.threads or "auto",
             f"{row.infer_ms:.2f}",
             f"{row.p95_ms:.2f}",
             f"{row.p99_ms:.2f}",
-            f"{row.speedup:.2f}x" if row.speedup else None,
+            f"{row.speedup:.2f}" if row.speedup else None,
             f"{megabytes[row.variant]:.2f}",
             f"{memory[row.variant]:.0f}",
         ]
         for row in rows
     ]
-    latency += [[name, "did not run", *[None] * 7] for name in failed]
-    columns = ("<variant", "<engine", "threads", "p50 ms", "p95 ms", "p99 ms", "speed-up", "MB", "RSS MiB")
-    print_table(f"inference of {path}", columns, latency, "speed-up of the median over the first FP32 row")
+    latency += [[name, "did not run", *[None] * 6] for name in failed]
+    columns = ("<variant", "<engine", "p50 ms", "p95 ms", "p99 ms", "x FP32", "MB", "RSS MiB")
+    print_table(f"inference of {path}", columns, latency, "x FP32: speed-up of the median over the first FP32 row")
     for name, reason in failed.items():
         remark(f"{name} did not run: {reason}")
     stages = [

@@ -27,7 +27,9 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.option("--precision", default="fp32,int8", show_default=True, help="Precisions, separated by commas.")
 @click.option("--calib", type=PATH, help="COCO keypoint JSON, folder of images, or video; INT8 needs it.")
 @click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Crops to calibrate with.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of crops.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the choice of crops."
+)
 @click.option("--input-size", help="Crop height x width, for instance 256x192.  [default: the model's]")
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle to write.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")

@@ -25,11 +25,13 @@ _CALIBRATION_SIZE = 48
 def command(output: Path, force: bool) -> None:
     """Convert the starter model to INT8, run it on the sample clip, time it, and compare it with FP32. Offline."""
     from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
+    from edgepose.bundle import check_target
     from edgepose.runtimes.load import load
     from edgepose.sinks import check_output
 
     require_converters()
     bundle, video, poses = output / "bundle", output / "annotated.mp4", output / "poses.jsonl"
+    check_target(bundle, force=force)
     for path in (video, poses):
         check_output(path, force=force)
 

@@ -79,12 +79,12 @@ def _print() -> None:
                 f"{p.gflops:.1f}" if p else None,
                 f"{p.ap_detected:.1f}" if p else None,
                 f"{p.ap_ground_truth:.1f}" if p else None,
-                row.summary,
             )
         )
-    columns = ("<model", "params M", "input HxW", "<joints", "GFLOPs", "AP det.", "AP gt", "<")
+    columns = ("<model", "params M", "input HxW", "<joints", "GFLOPs", "AP det.", "AP gt")
     caption = "AP: COCO val2017 as published, with detected and with ground-truth boxes; not measured by edgepose"
     print_table("registered models", columns, rows, caption)
     out.print("\nweights (edgepose models --download NAME)", style="bold")
     for row in MODELS.values():
-        out.print(f"  {row.name:<15} {row.published.url if row.published else 'ships with edgepose'}", soft_wrap=True)
+        out.print(f"{row.name}: {row.summary}", soft_wrap=True)
+        out.print(f"  {row.published.url if row.published else 'ships with edgepose'}", soft_wrap=True)

@@ -14,7 +14,7 @@ from edgepose.cli._options import PATH, engine_options
 if TYPE_CHECKING:
     from edgepose.boxes import BoxFile
     from edgepose.pipeline import Estimator, Sink, Totals
-    from edgepose.sources import Frame
+    from edgepose.sources import Frame, Source
     from edgepose.types import Poses
 
 __all__ = ["command", "run_source"]
@@ -58,7 +58,7 @@ def command(
         raise click.UsageError("--out and --json name the same file")
     for path in (video, json_lines):
         if path:
-            check_output(path, force=force)
+            check_output(path, force=force, inputs=[bundle, Path(source), *([boxes] if boxes else [])])
     estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
     remark(f"{estimator.spec.name} {estimator.variant} on {estimator.engine.name} {estimator.engine.device}")
     run_source(estimator, source, video, json_lines, boxes, max_frames)
@@ -81,8 +81,8 @@ def run_source(
     from edgepose.sources import open_source
 
     box_file = BoxFile(boxes) if boxes else None
-    poses_of = _poses_of(estimator, box_file)
     opened = open_source(source)
+    poses_of = _poses_of(estimator, opened, box_file)
     sinks: list[Sink] = []
     caption = f"{estimator.spec.name}  {estimator.variant}  {estimator.engine.name} {estimator.engine.device}"
     if video:
@@ -112,9 +112,11 @@ def run_source(
     return totals
 
 
-def _poses_of(estimator: Estimator, boxes: BoxFile | None) -> Callable[[Frame], Poses]:
+def _poses_of(estimator: Estimator, source: Source, boxes: BoxFile | None) -> Callable[[Frame], Poses]:
     if boxes is not None:
         return lambda frame: estimator.estimate(frame.image_bgr, boxes.of(frame))
+    if not source.moving:
+        return lambda frame: estimator.estimate(frame.image_bgr)
     follow = estimator.follow()
     return lambda frame: follow(frame.image_bgr)
 

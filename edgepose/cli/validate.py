@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,13 @@ _UNLABELED = 128
 @click.option(
     "--limit", type=click.IntRange(1), help="At most so many images (coco) or crops (unlabeled, default 128)."
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the choice of unlabeled crops.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=1,
+    show_default=True,
+    help="Seed of the choice of unlabeled crops.",
+)
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
 @click.option("--force", is_flag=True, help="Replace the JSON file.")
 @engine_options
@@ -100,7 +107,7 @@ def validate(
     from edgepose.calibration.samples import collect
     from edgepose.calibration.validate import validate_coco, validate_crops
 
-    base = _baseline(list(estimators), baseline)
+    base = _baseline(estimators, baseline)
     with progress() as update:
         if data == "coco":
             return validate_coco(
@@ -132,10 +139,17 @@ def validate(
         )
 
 
-def _baseline(names: list[str], asked: str | None) -> str:
-    if asked and asked not in names:
+def _baseline(names: Iterable[str], asked: str | None) -> str:
+    names = list(names)
+    if asked is None:
+        fp32 = [name for name in names if name.endswith("-fp32")]
+        if not fp32:
+            known = ", ".join(names)
+            raise EdgePoseError(f"no FP32 variant runs here to compare with: name another with --baseline ({known})")
+        return fp32[0]
+    if asked not in names:
         raise EdgePoseError(f"--baseline {asked}: not among the variants that run here: {', '.join(names)}")
-    return asked or next((name for name in names if name.endswith("-fp32")), names[0])
+    return asked
 
 
 def print_validation(result: Validation, failed: dict[str, str]) -> None:

@@ -81,7 +81,9 @@ def test_force_does_not_touch_what_is_no_bundle(checkpoint, tmp_path):
 @pytest.fixture
 def quick_export(starter_bundle, monkeypatch):
     """Copy the starter's FP32 file instead of exporting it again, where the export is not what is tested."""
-    monkeypatch.setattr(module, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / path.name, path))
+    monkeypatch.setattr(
+        module, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / path.name, path)
+    )
 
 
 @pytest.mark.parametrize(
