@@ -107,8 +107,9 @@ def bench(
     megabytes = {name: files[name].stat().st_size / 1e6 for name in estimators}
     here = machine()
     _print(path, rows, failed, megabytes, memory)
-    caption = f"{iterations} interleaved rounds, batch {batch}, {threads or 'automatic'} threads; {here['cpu']}, {here['cores']} cores; "
-    out.print(caption + ", ".join(f"{name} {number}" for name, number in here["versions"].items()), style="dim")
+    how = f"{iterations} interleaved rounds, batch {batch}, {threads or 'automatic'} threads"
+    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
+    out.print(f"{how}; {here['cpu']}, {here['cores']} cores; {versions}", style="dim")
     return {
         "machine": here,
         "rows": [

@@ -260,4 +260,4 @@ def test_the_demo_shows_the_whole_product(edgepose, tmp_path):
         assert part in done.stdout
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     assert names == {"bundle", "annotated.mp4", "poses.jsonl"}
-    one_line(edgepose("demo", "-o", tmp_path / "demo", code=2), "exists: give another name, or --force")
+    one_line(edgepose("demo", "-o", tmp_path / "demo", code=2), "a bundle is there already")
