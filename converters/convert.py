@@ -133,9 +133,10 @@ def convert(
                 )
                 origin = _origin(checkpoint, "onnx-int8", recipe)
                 save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx", origin)
-        estimators = {name: load(writer.folder / f"{name}.onnx") for name in variants}
+        estimators = {"onnx-fp32": fp32}
+        estimators |= {name: load(writer.folder / f"{name}.onnx") for name in variants if name not in estimators}
         agreements = compare_on_crops(
-            {"onnx-fp32": fp32, **estimators},
+            estimators,
             crops.verify,
             "onnx-fp32",
             lambda done, total: progress("verify on crops held back", done, total),

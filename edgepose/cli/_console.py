@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,7 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["err", "out", "print_table", "progress", "remark"]
+from edgepose.files import canonical_json, replace_file
+
+__all__ = ["err", "out", "print_table", "progress", "remark", "write_figures"]
 
 _PIPED_WIDTH = 120
 
@@ -40,6 +44,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     out.print(table)
     if caption:
         out.print(escape(caption), style="dim")
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write what a command measured as JSON, and say so."""
+    with replace_file(path) as partial:
+        partial.write_text(canonical_json(figures), encoding="utf-8")
+    remark(f"wrote {path}")
 
 
 def remark(text: str) -> None:

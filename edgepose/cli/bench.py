@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepose.cli._console import out, print_table, progress, remark
+from edgepose.cli._console import out, print_table, progress, remark, write_figures
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._variants import load_variants
 from edgepose.machine import machine
@@ -61,11 +61,7 @@ def command(
         self_test=not no_self_test,
     )
     if json_path:
-        from edgepose.files import canonical_json, replace_file
-
-        with replace_file(json_path) as partial:
-            partial.write_text(canonical_json(data), encoding="utf-8")
-        remark(f"wrote {json_path}")
+        write_figures(json_path, data)
 
 
 def bench(

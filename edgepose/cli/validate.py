@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepose.cli._console import print_table, progress, remark
+from edgepose.cli._console import print_table, progress, remark, write_figures
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._variants import load_variants
 from edgepose.errors import EdgePoseError
@@ -70,7 +70,6 @@ def command(
     edgepose validate bundle --data coco --root coco/            AP, AR and agreement
     edgepose validate bundle --data unlabeled --root footage/    agreement alone, no labels needed
     """
-    from edgepose.files import canonical_json, replace_file
     from edgepose.sinks import check_output
 
     if json_path:
@@ -85,10 +84,7 @@ def command(
     )
     print_validation(result, failed)
     if json_path:
-        with replace_file(json_path) as partial:
-            record = asdict(result) | {"failed": failed, "machine": machine()}
-            partial.write_text(canonical_json(record), encoding="utf-8")
-        remark(f"wrote {json_path}")
+        write_figures(json_path, asdict(result) | {"failed": failed, "machine": machine()})
 
 
 def validate(
