@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgepose.errors import DatasetError, EngineUnavailable
+from edgepose.calibration.evidence import Bin
 
-__all__ = ["COCO_STATS", "Agreement", "agreement", "coco_average_precision", "oks", "oks_nms", "pck"]
+__all__ = [
+    "SIZES",
+    "drop_interval",
+    "masked_mean",
+    "oks",
+    "oks_nms",
+    "pck",
+    "percentiles",
+    "score_bins",
+    "size_of",
+    "within",
+]
 
-COCO_STATS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L")
+SIZES = ("small", "medium", "large")
+"""COCO's classes of people by area: below 32 x 32 pixels, below 96 x 96, and above."""
+
+_RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
 
@@ -60,8 +69,28 @@ def oks_nms(keypoints_xy: ArrayLike, scores: ArrayLike, areas_px: ArrayLike, sig
     return kept
 
 
+def within(truth_xy: ArrayLike, other_xy: ArrayLike, reference_px: ArrayLike, share: float) -> NDArray[np.bool_]:
+    """(N, K) whether the error is below ``share`` of a reference length.
+
+    Args:
+        truth_xy, other_xy: (N, K, 2) pixels.
+        reference_px: (N,) torso (PCK) or head (PCKh) length.
+        share: For instance 0.2.
+    """
+    error = np.linalg.norm(np.asarray(truth_xy, float) - np.asarray(other_xy, float), axis=-1)
+    return np.asarray(error < share * np.asarray(reference_px, float)[:, None])
+
+
+def masked_mean(values: ArrayLike, mask: ArrayLike, axis: int | None = None) -> Any:
+    """Mean of the values where the mask is true; NaN where it is true nowhere."""
+    counts = np.asarray(mask, bool)
+    total = np.where(counts, np.asarray(values, float), 0).sum(axis=axis)
+    count = counts.sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
+
+
 def pck(truth_xy: ArrayLike, other_xy: ArrayLike, visible: ArrayLike, reference_px: ArrayLike, share: float) -> Floats:
-    """Percentage of correct keypoints, per joint: error below ``share`` of a reference length.
+    """Percentage of correct keypoints, per joint (Yang & Ramanan 2013): see :func:`within`.
 
     Args:
         truth_xy, other_xy: (N, K, 2) pixels.
@@ -72,130 +101,48 @@ def pck(truth_xy: ArrayLike, other_xy: ArrayLike, visible: ArrayLike, reference_
     Returns:
         (K,) percent; NaN for a joint that is nowhere labelled.
     """
-    error = np.linalg.norm(np.asarray(truth_xy, float) - np.asarray(other_xy, float), axis=-1)
-    labelled = np.asarray(visible, bool)
-    correct = (error < share * np.asarray(reference_px, float)[:, None]) & labelled
-    total = labelled.sum(axis=0)
-    return np.where(total > 0, 100 * correct.sum(axis=0) / np.maximum(total, 1), np.nan)
+    return np.asarray(100 * masked_mean(within(truth_xy, other_xy, reference_px, share), visible, axis=0))
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far one variant's poses are from the baseline's on the same crops, without labels.
-
-    Attributes:
-        crops: Number of crops compared.
-        joints: Number of joints compared: those that the baseline itself finds.
-        share: Part of all joints that this is.
-        mean_oks: Mean similarity of those joints, 1 is equal.
-        p5_oks: 5th percentile of the crops' similarity: how the worst crops fare.
-        mean_shift_px, p95_shift_px: Distance of those joints, crop pixels.
-        joint_shift_px: Mean distance per joint name, crop pixels; joints that are nowhere found are left out.
-        score_ratio: Median of the variant's score over the baseline's.
-        max_abs_error: Largest difference of any heatmap value.
-        snr_db: Power of the baseline's heatmaps over that of the difference, decibels; infinite where equal.
-    """
-
-    crops: int
-    joints: int
-    share: float
-    mean_oks: float
-    p5_oks: float
-    mean_shift_px: float
-    p95_shift_px: float
-    joint_shift_px: Mapping[str, float]
-    score_ratio: float
-    max_abs_error: float
-    snr_db: float
-
-
-def agreement(
-    baseline: tuple[ArrayLike, ArrayLike],
-    other: tuple[ArrayLike, ArrayLike],
-    *,
-    crop_wh: tuple[int, int],
-    padding: float,
-    threshold: float,
-    joints: Sequence[str],
-    sigmas: Sequence[float],
-    max_abs_error: float = float("nan"),
-    snr_db: float = float("nan"),
-) -> Agreement:
-    """Compare two variants' answers for the same crops.
-
-    Joints that the baseline does not find (score below ``threshold``) are peaks of noise and are left out; where
-    it finds none at all, as with random weights, every joint counts.
+def drop_interval(baseline: ArrayLike, other: ArrayLike, counts: ArrayLike) -> tuple[float, float] | None:
+    """95 % confidence interval of how much a mean over joints drops: paired bootstrap over people (Efron 1979).
 
     Args:
-        baseline, other: Keypoints (N, K, 2) in crop pixels and scores (N, K).
-        crop_wh: Size of a crop.
-        padding: The person's box is the crop divided by this; OKS takes the box as the person's area.
-        threshold: Score from which a joint counts as found.
-        joints: K names.
-        sigmas: K OKS constants.
-        max_abs_error, snr_db: Heatmap differences, carried along.
+        baseline, other: (N,) sums of each person's joints under the two variants.
+        counts: (N,) how many joints those are.
+
+    Returns:
+        Lower and upper limit of mean(baseline) - mean(other); None with fewer than two people.
     """
-    truth, truth_scores = (np.asarray(a, float) for a in baseline)
-    points, scores = (np.asarray(a, float) for a in other)
-    found = truth_scores >= threshold
-    if not found.any():
-        found = np.ones_like(found)
-    area = crop_wh[0] * crop_wh[1] / padding**2
-    similarity = oks(truth, points, np.full(len(truth), area), sigmas)
-    shift = np.linalg.norm(truth - points, axis=-1)
-    crops = found.any(axis=1)
-    per_crop = np.where(found, similarity, 0).sum(axis=1)[crops] / found.sum(axis=1)[crops]
-    per_joint = {name: float(shift[found[:, k], k].mean()) for k, name in enumerate(joints) if found[:, k].any()}
-    ratio = scores[found] / np.maximum(np.abs(truth_scores[found]), 1e-6)
-    return Agreement(
-        crops=len(truth),
-        joints=int(found.sum()),
-        share=float(found.mean()),
-        mean_oks=float(similarity[found].mean()),
-        p5_oks=float(np.percentile(per_crop, 5)),
-        mean_shift_px=float(shift[found].mean()),
-        p95_shift_px=float(np.percentile(shift[found], 95)),
-        joint_shift_px=per_joint,
-        score_ratio=float(np.median(ratio)),
-        max_abs_error=max_abs_error,
-        snr_db=snr_db,
+    lost, joints = np.asarray(baseline, float) - np.asarray(other, float), np.asarray(counts, float)
+    people = len(joints)
+    if people < 2 or not joints.sum():
+        return None
+    rng = np.random.default_rng(0)
+    drops = []
+    for _ in range(_RESAMPLES):
+        times = np.bincount(rng.integers(0, people, people), minlength=people)
+        drops.append(times @ lost / max(times @ joints, 1))
+    low, high = np.percentile(drops, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def size_of(area_px: ArrayLike) -> NDArray[np.str_]:
+    """Which of ``SIZES`` each area (N,) in square pixels belongs to."""
+    return np.asarray(np.asarray(SIZES)[np.digitize(np.asarray(area_px, float), [32**2, 96**2])], np.str_)
+
+
+def score_bins(scores: ArrayLike, values: ArrayLike, bins: int = 10) -> tuple[Bin, ...]:
+    """Mean value in equal bins of the score from 0 to 1; scores beyond count into the outermost."""
+    flat, held = np.ravel(scores), np.ravel(np.asarray(values, float))
+    which = np.clip((flat * bins).astype(int), 0, bins - 1)
+    return tuple(
+        Bin(i / bins, (i + 1) / bins, int((which == i).sum()), float(masked_mean(held, which == i)))
+        for i in range(bins)
     )
 
 
-def coco_average_precision(
-    annotations: Path,
-    results: list[dict[str, Any]],
-    sigmas: Sequence[float],
-    image_ids: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """COCO keypoint statistics, by faster-coco-eval.
-
-    Args:
-        annotations: A ``person_keypoints_*.json``.
-        results: Rows of image_id, category_id, keypoints [x, y, score] * K, score.
-        sigmas: K OKS constants.
-        image_ids: Evaluate these images only; by default all.
-
-    Returns:
-        The ten names of ``COCO_STATS``, 0-1 (-1 where undefined).
-
-    Raises:
-        EngineUnavailable: faster-coco-eval is not installed.
-        DatasetError: There are no results, or the annotations do not fit them.
-    """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise EngineUnavailable(f"COCO AP needs faster-coco-eval ({error}): pip install 'edgepose[validate]'") from None
-    if not results:
-        raise DatasetError(f"{annotations}: no poses to evaluate")
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(json.loads(annotations.read_text(encoding="utf-8")))
-        evaluator = COCOeval_faster(truth, truth.loadRes(results), "keypoints")
-        evaluator.params.kpt_oks_sigmas = np.asarray(sigmas)
-        if image_ids is not None:
-            evaluator.params.imgIds = sorted(image_ids)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return {name: float(value) for name, value in zip(COCO_STATS, evaluator.stats[:10], strict=True)}
+def percentiles(values: ArrayLike) -> tuple[float, ...]:
+    """The 0th to 100th percentile: 101 values, none without values."""
+    flat = np.ravel(values)
+    return tuple(float(v) for v in np.percentile(flat, np.arange(101))) if len(flat) else ()

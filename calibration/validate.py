@@ -3,201 +3,279 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepose.calibration.coco import CocoImage, CocoKeypoints
-from edgepose.calibration.compare import Comparison
-from edgepose.calibration.metrics import Agreement, coco_average_precision, oks_nms
-from edgepose.decode import decode
-from edgepose.errors import DatasetError
-from edgepose.geometry import regions_from_boxes
+from edgepose.calibration.agreement import Comparison
+from edgepose.calibration.datasets.base import Image, Picture, PictureData, Scorer
+from edgepose.calibration.evidence import Validation, VariantEvidence
+from edgepose.calibration.metrics import drop_interval
+from edgepose.errors import DatasetError, EngineError
+from edgepose.files import sha256_file
+from edgepose.geometry import regions_from_boxes, scale_and_shift
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
-from edgepose.sources import read_image
-from edgepose.types import ModelSpec, Poses
+from edgepose.tracking import looks_like_a_person, next_region
+from edgepose.types import Poses
 
-__all__ = ["Validation", "VariantAccuracy", "validate_coco", "validate_crops"]
+__all__ = ["validate"]
 
-
-@dataclass(frozen=True)
-class VariantAccuracy:
-    """One variant: COCO statistics (None without labels), agreement with the baseline, seconds in the engine."""
-
-    variant: str
-    stats: Mapping[str, float] | None
-    agreement: Agreement
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What was measured, and on what.
-
-    Attributes:
-        data: The annotation file, folder or video.
-        boxes: Where the boxes are from: ``ground truth``, a detection file, or ``search``.
-        baseline: The variant that the others are compared with.
-        flip: Whether the flip test was on.
-        images, crops: How many.
-        skipped: Images that could not be read.
-        rows: One per variant.
-    """
-
-    data: str
-    boxes: str
-    baseline: str
-    flip: bool
-    images: int
-    crops: int
-    skipped: list[str]
-    rows: list[VariantAccuracy]
-
-
-@dataclass
-class _Track:
-    """What one variant did so far."""
-
-    results: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
+_SEARCH = "search"
 
 Progress = Callable[[int, int], None]
+Regions = NDArray[np.float64]
+Heatmaps = dict[str, NDArray[np.float32]]
 
 
-def validate_coco(
+def validate(
     estimators: Mapping[str, Estimator],
-    data: CocoKeypoints,
+    data: PictureData,
     *,
     baseline: str,
-    detections: Path | None = None,
     flip: bool = False,
     limit: int | None = None,
     batch: int = 8,
+    workers: int = 2,
     progress: Progress = lambda done, total: None,
 ) -> Validation:
-    """COCO AP and AR of every variant, and its agreement with the baseline (top-down protocol).
+    """Judge every variant against the labels, and compare it with the baseline.
 
     Args:
         estimators: By variant name; all of one model.
-        data: Annotations and images.
+        data: Pictures, with labels or without. People without boxes are found by the baseline, and followed within
+            a clip; every variant sees the same crops.
         baseline: Name of the variant to compare with.
-        detections: A detection file; ground-truth boxes without one.
         flip: Average with the mirrored crop.
-        limit: Only the first images.
+        limit: Fewer pictures.
         batch: Crops per engine call at most.
-        progress: Told how many images are done, and out of how many.
+        workers: Threads that read pictures ahead.
+        progress: Told how many pictures are done, and out of how many.
 
     Raises:
-        DatasetError: The joints are not the model's, or no image can be read.
+        DatasetError: The labels do not fit the model, pictures are missing, or none can be read.
+        EngineError: The baseline failed. Another variant that fails is left out, with the reason.
     """
-    spec = estimators[baseline].spec
-    _check_joints(data, spec)
-    image_ids = data.image_ids[:limit]
-    boxed = data.detections(detections) if detections else data.ground_truth()
-    wanted = set(image_ids)
-    images = [image for image in boxed if image.image_id in wanted]
-    if not images:
-        raise DatasetError(f"{data.annotations}: no person with keypoints on the {len(image_ids)} images asked for")
-    comparison = Comparison(spec, tuple(estimators), baseline)
-    tracks = {name: _Track() for name in estimators}
-    skipped, crops = [], 0
-    for done, image in enumerate(images, start=1):
-        pixels = read_image(image.path, exif=False)
-        if pixels is None:
-            skipped.append(image.path.name)
-            continue
-        regions = regions_from_boxes(image.boxes_xywh, spec.aspect, spec.crop_padding)
-        poses: dict[str, list[Poses]] = {name: [] for name in estimators}
-        for start in range(0, len(regions), batch):
-            part = regions[start : start + batch]
-            heatmaps = _heatmaps(estimators, crop(pixels, part, spec.input_wh), flip, tracks)
-            comparison.add(heatmaps)
-            for name, maps in heatmaps.items():
-                keypoints, scores = decode(maps, part)
-                poses[name].append(Poses(keypoints, scores, np.zeros((len(part), 4), np.float32), spec.skeleton))
-        for name, parts in poses.items():
-            tracks[name].results += _coco_rows(image, parts, regions)
-        crops += len(regions)
-        progress(done, len(images))
-    if not crops:
-        raise DatasetError(f"{data.annotations}: none of the {len(images)} images can be read in {data.image_root}")
-    agreements = comparison.result()
+    total = min(limit or len(data), len(data))
+    run = _Run(estimators, data, baseline, flip, batch)
+    with _Cpu() as cpu:
+        run.cpu = cpu
+        for done, (picture, image, read_s) in enumerate(_read_ahead(data.pictures(limit), workers), start=1):
+            cpu.readers += read_s
+            run.add(picture, image)
+            progress(done, total)
+        if not run.crops:
+            where = f"none of the {total} pictures can be read" if run.skipped else "there is nobody to crop"
+            raise DatasetError(f"{data.path}: {where}")
+        rows = run.rows()
     return Validation(
-        data=str(data.annotations),
-        boxes=detections.name if detections else "ground truth",
+        kind=data.kind,
+        data=str(data.path),
+        data_sha256={path.name: sha256_file(path) for path in data.sources()},
+        boxes=data.boxes,
+        skeleton=estimators[baseline].spec.skeleton,
         baseline=baseline,
         flip=flip,
-        images=len(images) - len(skipped),
-        crops=crops,
-        skipped=skipped,
-        rows=[
-            VariantAccuracy(
-                name,
-                coco_average_precision(data.annotations, track.results, spec.joints.sigmas, image_ids),
-                agreements[name],
-                track.seconds,
-            )
-            for name, track in tracks.items()
-        ],
+        images=run.images,
+        crops=run.crops,
+        skipped=tuple(run.skipped),
+        rows=rows,
+        failed=run.failed,
+        cpu_seconds=cpu.total,
+        host_cpu_seconds=cpu.host,
     )
 
 
-def validate_crops(
-    estimators: Mapping[str, Estimator],
-    crops: NDArray[np.uint8],
-    data: str,
-    *,
-    baseline: str,
-    flip: bool = False,
-    skipped: Iterable[str] = (),
-    progress: Progress = lambda done, total: None,
-) -> Validation:
-    """Agreement of every variant with the baseline on crops (N, H, W, 3) uint8 RGB; needs no labels."""
-    comparison = Comparison(estimators[baseline].spec, tuple(estimators), baseline)
-    tracks = {name: _Track() for name in estimators}
-    for i in range(len(crops)):
-        comparison.add(_heatmaps(estimators, crops[i : i + 1], flip, tracks))
-        progress(i + 1, len(crops))
-    agreements = comparison.result()
-    rows = [VariantAccuracy(name, None, agreements[name], track.seconds) for name, track in tracks.items()]
-    return Validation(data, "search", baseline, flip, len(crops), len(crops), list(skipped), rows)
+@dataclass
+class _Cpu:
+    """CPU time of the process, and the part of it that this thread and the readers spend outside the engines."""
+
+    readers: float = 0.0
+    engines: float = 0.0
+    total: float = 0.0
+    host: float = 0.0
+
+    def __enter__(self) -> _Cpu:
+        self._start = time.process_time(), time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process, thread = self._start
+        self.total = time.process_time() - process
+        self.host = time.thread_time() - thread - self.engines + self.readers
 
 
-def _heatmaps(
-    estimators: Mapping[str, Estimator], crops: NDArray[np.uint8], flip: bool, tracks: Mapping[str, _Track]
-) -> dict[str, NDArray[np.float32]]:
-    answers = {}
-    for name, estimator in estimators.items():
-        start = time.perf_counter()
-        answers[name] = estimator.heatmaps(crops, flip)
-        tracks[name].seconds += time.perf_counter() - start
-    return answers
+@dataclass
+class _Run:
+    """What was found so far."""
 
+    estimators: Mapping[str, Estimator]
+    data: PictureData
+    baseline: str
+    flip: bool
+    batch: int
+    cpu: _Cpu = field(default_factory=_Cpu)
+    images: int = 0
+    crops: int = 0
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
 
-def _coco_rows(image: CocoImage, parts: list[Poses], regions: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """COCO results of one image: keypoint score times box score, then OKS NMS at 0.9."""
-    rows = [row for part in parts for row in part.to_coco(image.image_id)]
-    for row, box_score in zip(rows, image.box_scores, strict=True):
-        row["score"] *= float(box_score)
-    if not rows:
-        return []
-    keypoints = np.concatenate([part.keypoints_xy for part in parts])
-    sigmas = parts[0].skeleton_row.sigmas
-    areas = regions[:, 2] * regions[:, 3]
-    return [rows[i] for i in oks_nms(keypoints, [row["score"] for row in rows], areas, sigmas)]
+    def __post_init__(self) -> None:
+        self.spec = self.estimators[self.baseline].spec
+        self._running = dict(self.estimators)
+        scorers = {name: self.data.scorer(self.spec) for name in self.estimators}
+        self._scorers: dict[str, Scorer] = {name: scorer for name, scorer in scorers.items() if scorer is not None}
+        self._comparison = Comparison(self.spec, tuple(self.estimators), self.baseline)
+        self._seconds = dict.fromkeys([*self.estimators, _SEARCH], 0.0)
+        self._finder = _RegionFinder(self.estimators[self.baseline])
 
+    def add(self, picture: Picture, image: Image | None) -> None:
+        """Run every variant on a picture's people."""
+        if image is None:
+            self.skipped.append(picture.name)
+            return
+        regions = self._regions(picture, image)
+        answers = self._answers(picture, image, regions)
+        for name in self._running:
+            if name in self._scorers:
+                self._scorers[name].add(picture, regions, *answers[name])
+        if picture.boxes_xywh is None:
+            self._finder.follow(picture, *answers[self.baseline])
+        self.images += bool(len(regions))
+        self.crops += len(regions)
 
-def _check_joints(data: CocoKeypoints, spec: ModelSpec) -> None:
-    joints = spec.joints.joints
-    if data.joints != joints:
-        raise DatasetError(
-            f"{data.annotations}: {len(data.joints)} joints ({', '.join(data.joints[:3])}, ...), but {spec.name} has "
-            f"{len(joints)} ({spec.skeleton}: {', '.join(joints[:3])}, ...): AP needs the same joints; "
-            "for agreement without labels use --data unlabeled"
+    def rows(self) -> tuple[VariantEvidence, ...]:
+        """The verdict on every variant that came through."""
+        agreements = self._comparison.result()
+        return tuple(
+            VariantEvidence(
+                variant=name,
+                engine=f"{estimator.engine.name} {estimator.engine.device}",
+                accuracy=self._scorers[name].result() if name in self._scorers else None,
+                agreement=agreements[name],
+                seconds=self._seconds[name],
+                worst=self._comparison.exhibits(name),
+                drop_interval=self._drop_interval(name),
+            )
+            for name, estimator in self._running.items()
         )
+
+    def _drop_interval(self, name: str) -> tuple[float, float] | None:
+        if name == self.baseline or name not in self._scorers:
+            return None
+        base, other = self._scorers[self.baseline].people(), self._scorers[name].people()
+        return None if base is None or other is None else drop_interval(base[0], other[0], base[1])
+
+    def _regions(self, picture: Picture, image: Image) -> Regions:
+        if picture.boxes_xywh is None:
+            with self._timed(_SEARCH):
+                return self._finder(picture, image)
+        return regions_from_boxes(picture.boxes_xywh, self.spec.aspect, self.spec.crop_padding)
+
+    def _answers(self, picture: Picture, image: Image, regions: Regions) -> Mapping[str, _Answer]:
+        """Keypoints in picture pixels and scores of all of a picture's people, by variant."""
+        joints = len(self.spec.joints.joints)
+        parts: dict[str, list[_Answer]] = {name: [] for name in self.estimators}
+        for start in range(0, len(regions), self.batch):
+            part = regions[start : start + self.batch]
+            crops = crop(image, part, self.spec.input_wh)
+            names = tuple(f"{picture.name}#{start + i}" if len(regions) > 1 else picture.name for i in range(len(part)))
+            found = self._comparison.add(self._heatmaps(crops), crops, names, part, picture.clip)
+            scale, shift = scale_and_shift(part, self.spec.input_wh)
+            for name, (keypoints, scores) in found.items():
+                in_picture = (keypoints * scale[:, None, None] + shift[:, None]).astype(np.float32)
+                parts[name].append((in_picture, scores))
+        nobody = np.zeros((0, joints, 2), np.float32), np.zeros((0, joints), np.float32)
+        return {name: _joined([nobody, *answers]) for name, answers in parts.items()}
+
+    def _heatmaps(self, crops: NDArray[np.uint8]) -> Heatmaps:
+        """Every variant's; one that fails is left out from here on."""
+        heatmaps = {}
+        for name, estimator in tuple(self._running.items()):
+            try:
+                with self._timed(name):
+                    heatmaps[name] = estimator.heatmaps(crops, self.flip)
+            except EngineError as error:
+                if name == self.baseline:
+                    raise
+                del self._running[name]
+                self.failed[name] = f"{error} (after {self.crops} crops)"
+        return heatmaps
+
+    def _timed(self, name: str) -> _Stopwatch:
+        return _Stopwatch(self._seconds, name, self.cpu)
+
+
+_Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _joined(answers: list[_Answer]) -> _Answer:
+    keypoints, scores = zip(*answers, strict=True)
+    return np.concatenate(keypoints), np.concatenate(scores)
+
+
+@dataclass
+class _Stopwatch:
+    """Adds the block's wall time to a variant's seconds, and this thread's CPU time to the engines'."""
+
+    seconds: dict[str, float]
+    name: str
+    cpu: _Cpu
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        wall, thread = self._start
+        self.seconds[self.name] += time.perf_counter() - wall
+        self.cpu.engines += time.thread_time() - thread
+
+
+class _RegionFinder:
+    """Where to crop pictures without boxes: a search by the baseline, and within a clip its last pose."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        self._estimator = estimator
+        self._clip: int | None = None
+        self._region: Regions | None = None
+
+    def __call__(self, picture: Picture, image: Image) -> Regions:
+        """The region (1, 4) of a picture."""
+        if self._region is not None and picture.clip is not None and picture.clip == self._clip:
+            return self._region
+        return self._estimator.best_region(image)[0]
+
+    def follow(self, picture: Picture, keypoints_xy: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
+        """Tell what the baseline found there."""
+        spec = self._estimator.spec
+        poses = Poses(keypoints_xy, scores, np.zeros((len(scores), 4), np.float32), spec.skeleton)
+        person = len(poses) > 0 and bool(looks_like_a_person(poses, spec, followed=True)[0])
+        self._region = next_region(poses, 0, spec) if person else None
+        self._clip = picture.clip
+
+
+_Read = tuple[Picture, Image | None, float]
+
+
+def _read_ahead(pictures: Iterable[Picture], workers: int) -> Iterator[_Read]:
+    """Pictures in order, their pixels, and the CPU seconds that reading took; only a few are in memory at a time."""
+    waiting: deque[Future[_Read]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        for picture in pictures:
+            waiting.append(pool.submit(_read, picture))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(picture: Picture) -> _Read:
+    """Pictures in which nobody is to be cropped are not read: an empty image stands for them."""
+    start = time.thread_time()
+    nobody = picture.boxes_xywh is not None and not len(picture.boxes_xywh)
+    image = np.zeros((1, 1, 3), np.uint8) if nobody else picture.read()
+    return picture, image, time.thread_time() - start

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from edgepose import bundle as bundles
 from edgepose.bundle import Golden, Variant, parse_variant
-from edgepose.calibration.compare import compare_on_crops
-from edgepose.calibration.metrics import Agreement
-from edgepose.calibration.samples import MIN_SAMPLES, CropSet, check_source, collect
+from edgepose.calibration.agreement import compare_on_crops
+from edgepose.calibration.datasets.base import PictureData
+from edgepose.calibration.datasets.registry import open_pictures
+from edgepose.calibration.evidence import Agreement
+from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
 from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
@@ -106,8 +108,7 @@ def convert(
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
     _check_variants(variants, calibration)
-    if calibration is not None:
-        check_source(calibration)
+    data = open_pictures(calibration) if calibration is not None else None
     spec = checkpoint.row.spec
     with (
         bundles.create(output, force=force) as writer,
@@ -119,7 +120,7 @@ def convert(
             progress("export to ONNX", 0, 0)
             export_onnx(checkpoint.model, spec, fp32_file, _origin(checkpoint, "onnx-fp32", recipe))
         fp32 = load(fp32_file)
-        crops = _collect(calibration, spec, fp32, calibration_size, seed, progress)
+        crops = _collect(data, spec, fp32, calibration_size, seed, progress)
         progress("compare ONNX with torch", 0, 0)
         golden, torch_error = _golden(checkpoint, fp32, crops.verify)
         if "onnx-int8" in variants:
@@ -151,7 +152,7 @@ def convert(
         writer.write_golden(golden)
         writer.write_json("calibration.json", _calibration_record(crops))
         writer.write_json("evidence.json", {"parity": [asdict(row) for row in rows], "machine": machine()})
-        writer.finish(spec, made, _provenance(checkpoint, seed, torch_error))
+        writer.finish(spec, made, _provenance(checkpoint, seed, torch_error, calibration_size, data is not None))
     return Conversion(
         bundle=output,
         rows=tuple(rows),
@@ -175,20 +176,20 @@ def _check_variants(variants: Sequence[str], calibration: Path | None) -> None:
 
 
 def _collect(
-    calibration: Path | None, spec: ModelSpec, fp32: Estimator, size: int, seed: int, progress: Progress
+    data: PictureData | None, spec: ModelSpec, fp32: Estimator, size: int, seed: int, progress: Progress
 ) -> _Crops:
     """Crops to calibrate and verify with; seeded noise to verify with where no pictures are given."""
-    if calibration is None:
+    if data is None:
         width, height = spec.input_wh
         noise = np.random.default_rng(seed).integers(0, 256, (MIN_SAMPLES, height, width, 3), dtype=np.uint8)
         return _Crops(noise[:0], noise, None)
     found = collect(
-        calibration,
+        data,
         spec,
         size + _VERIFY,
         seed,
         fp32.best_region,
-        lambda done, total: progress("choose calibration crops", done, total),
+        progress,
         minimum=MIN_SAMPLES + 1,
     )
     spare = len(found.crops) - MIN_SAMPLES
@@ -222,12 +223,16 @@ def _calibration_record(crops: _Crops) -> dict[str, Any]:
     return crops.origin.to_dict() | {"calibrated_on": len(crops.calibrate), "verified_on": len(crops.verify)}
 
 
-def _provenance(checkpoint: Checkpoint, seed: int, torch_error: float) -> dict[str, Any]:
+def _provenance(
+    checkpoint: Checkpoint, seed: int, torch_error: float, calibration_size: int, calibrated: bool
+) -> dict[str, Any]:
+    width, height = checkpoint.row.spec.input_wh
     return {
         "model": checkpoint.row.name,
         "checkpoint": dict(checkpoint.source),
         "notes": list(checkpoint.notes),
         "seed": seed,
+        "request": {"input_hw": [height, width], "calibration_size": calibration_size, "calibrated": calibrated},
         "torch_max_abs_error": torch_error,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions((*RUNTIME_PACKAGES, *_TOOLS)),

@@ -20,7 +20,7 @@ from edgepose.converters.contract import Deployed
 from edgepose.errors import ConversionError
 from edgepose.types import ORIGIN_KEY, SPEC_KEY, ModelSpec
 
-__all__ = ["OPSET", "export_onnx", "load_onnx", "save_onnx"]
+__all__ = ["OPSET", "describe_difference", "export_onnx", "load_onnx", "save_onnx"]
 
 OPSET = 18
 """Lowest opset with a real LayerNormalization that exporter and engines agree on."""
@@ -81,6 +81,18 @@ def save_onnx(proto: onnx.ModelProto, spec: ModelSpec, path: Path, origin: Mappi
 def load_onnx(path: Path) -> onnx.ModelProto:
     """Read a model that :func:`save_onnx` wrote."""
     return onnx.load(path)
+
+
+def describe_difference(was: Path, now: Path) -> str:
+    """In a few words, where two models that differ as files differ as graphs."""
+    old, new = load_onnx(was), load_onnx(now)
+    if [node.op_type for node in old.graph.node] != [node.op_type for node in new.graph.node]:
+        return f"the graph: {len(old.graph.node)} nodes then, {len(new.graph.node)} now"
+    tensors = {tensor.name: tensor.SerializeToString() for tensor in old.graph.initializer}
+    changed = [t.name for t in new.graph.initializer if tensors.get(t.name) != t.SerializeToString()]
+    if changed:
+        return f"{len(changed)} of {len(tensors)} tensors"
+    return "metadata alone (where it is from, or versions)"
 
 
 def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:

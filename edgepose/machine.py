@@ -34,8 +34,30 @@ def versions(names: Iterable[str] = RUNTIME_PACKAGES) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, operating system and the versions that matter at run time."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(), "versions": versions()}
+    """CPU, its instruction sets that matter, cores, operating system and the versions that matter at run time."""
+    return {
+        "cpu": _cpu(),
+        "isa": _isa(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "versions": versions(),
+    }
+
+
+_ISA = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"),
+    *("asimd", "asimddp", "i8mm", "sve", "sme"),
+)
+"""Instruction sets that decide how fast INT8 is, by Linux's names."""
+
+
+def _isa() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return [name for name in _ISA if name in flags]
 
 
 def _cpu() -> str:

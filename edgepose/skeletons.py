@@ -7,11 +7,12 @@ published value: they take the hip's (0.107) and the shoulder's (0.079), the nea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepose.errors import EdgePoseError
 
-__all__ = ["SKELETONS", "Skeleton", "get_skeleton"]
+__all__ = ["SKELETONS", "Skeleton", "counterparts", "get_skeleton"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ _SIGMA = {
     "pelvis": 0.107,
     "spine": 0.107,
 }
+
+
+_SAME = {"upper_neck": "neck"}
+"""Joints that are one place on the body under two names (MPII's and LSP's)."""
 
 
 def _skeleton(name: str, joints: str, edges: str) -> Skeleton:
@@ -133,3 +138,12 @@ def get_skeleton(name: str) -> Skeleton:
     except KeyError:
         known = ", ".join(SKELETONS)
         raise EdgePoseError(f"unknown skeleton {name!r}; known: {known}") from None
+
+
+def counterparts(source: Sequence[str], target: Sequence[str]) -> tuple[int | None, ...]:
+    """For each target joint the index of the source joint that is the same place on the body, or None.
+
+    Only joints that annotators place alike count: midpoints are no labels.
+    """
+    index = {_SAME.get(name, name): i for i, name in enumerate(source)}
+    return tuple(index.get(_SAME.get(name, name)) for name in target)

@@ -11,7 +11,7 @@ from edgepose.pipeline import Estimator
 from edgepose.runtimes.registry import open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec
 
-__all__ = ["load", "model_files", "self_test"]
+__all__ = ["load", "load_file", "model_files", "self_test"]
 
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
@@ -50,7 +50,7 @@ def load(
         if row is not None:
             return _from_bundle(bundle, row, engine, device, threads, self_test)
     if path.is_file():
-        return _from_file(path, engine, device, threads)
+        return load_file(path, engine, device, threads=threads)
     bundle = Bundle.open(path)
     row = bundle.variant(variant) if variant else _default_variant(bundle, device)
     return _from_bundle(bundle, row, engine, device, threads, self_test)
@@ -68,7 +68,12 @@ def _from_bundle(
     return estimator
 
 
-def _from_file(path: Path, engine: str | None, device: str, threads: int | None) -> Estimator:
+def load_file(path: Path, engine: str | None = None, device: str = "auto", *, threads: int | None = None) -> Estimator:
+    """Load one model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
+
+    Raises:
+        See :func:`load`.
+    """
     opened = open_engine(path, engine, device, threads)
     return Estimator(opened, _embedded_spec(opened, path), path.stem)
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": "Estimate poses on a video, images or a camera.",
     "bench": "Measure the latency of every variant on this machine.",
     "validate": "Measure the accuracy of every variant, and the drop from FP32.",
+    "reproduce": "Make a bundle again by its manifest, and compare byte by byte.",
     "inspect": "Show what a bundle or model file is and where it comes from.",
     "models": "List the registered models, or download their weights.",
     "demo": "Convert the starter model and run it on the sample clip.",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgepose.errors import EdgePoseError
+from edgepose.cli._console import remark
+from edgepose.errors import BundleError, EdgePoseError, EngineUnavailable
 
 if TYPE_CHECKING:
     from edgepose.pipeline import Estimator
@@ -20,20 +21,45 @@ def load_variants(
     device: str = "auto",
     threads: int | None = None,
     self_test: bool = True,
-) -> tuple[dict[str, Estimator], dict[str, str]]:
+    *,
+    measure_anyway: bool = False,
+) -> tuple[dict[str, Estimator], dict[str, EdgePoseError]]:
     """Load every variant that runs here; the others come back with the reason.
+
+    Args:
+        path: A bundle or a model file.
+        variants: Only these.
+        engine: Engine name.
+        device: The engine's device.
+        threads: Threads of one inference.
+        self_test: Replay the golden inputs.
+        measure_anyway: A file that was edited or fails the self-test is loaded all the same, and the terminal says
+            so: finding out what it costs is what validation is for.
 
     Raises:
         EdgePoseError: None runs.
     """
-    from edgepose.runtimes.load import load, model_files
+    from edgepose.runtimes.load import load, load_file, model_files
 
-    estimators, failed = {}, {}
+    estimators: dict[str, Estimator] = {}
+    failed: dict[str, EdgePoseError] = {}
     for name, file in model_files(path, variants).items():
         try:
             estimators[name] = load(file, engine, device, threads=threads, self_test=self_test)
+        except EngineUnavailable as error:
+            failed[name] = error
         except EdgePoseError as error:
-            failed[name] = str(error)
+            try:
+                if not measure_anyway:
+                    raise
+                estimators[name] = load_file(file, engine, device, threads=threads)
+                remark(f"warning: {name}: {error}; measured all the same")
+            except EdgePoseError:
+                failed[name] = error
+    specs = {name: estimator.spec for name, estimator in estimators.items()}
+    for name in [name for name, spec in specs.items() if spec != next(iter(specs.values()))]:
+        estimators.pop(name).close()
+        failed[name] = BundleError(f"{name}: is of another model than {next(iter(specs))}")
     if not estimators:
-        raise EdgePoseError("; ".join(dict.fromkeys(failed.values())))
+        raise EdgePoseError("; ".join(dict.fromkeys(map(str, failed.values()))))
     return estimators, failed

@@ -14,6 +14,7 @@ from edgepose.cli._variants import load_variants
 from edgepose.machine import machine
 
 if TYPE_CHECKING:
+    from edgepose.errors import EdgePoseError
     from edgepose.runtimes.latency import LatencyRow
 
 __all__ = ["bench", "command"]
@@ -116,12 +117,16 @@ def bench(
             | {"mb": megabytes[row.variant], "rss_mib": memory[row.variant], "placement": placement[row.variant]}
             for row in rows
         ],
-        "failed": failed,
+        "failed": {name: str(error) for name, error in failed.items()},
     }
 
 
 def _print(
-    path: Path, rows: list[LatencyRow], failed: dict[str, str], megabytes: dict[str, float], memory: dict[str, float]
+    path: Path,
+    rows: list[LatencyRow],
+    failed: dict[str, EdgePoseError],
+    megabytes: dict[str, float],
+    memory: dict[str, float],
 ) -> None:
     latency: list[list[object]] = [
         [
@@ -139,8 +144,8 @@ def _print(
     latency += [[name, "did not run", *[None] * 6] for name in failed]
     columns = ("<variant", "<engine", "p50 ms", "p95 ms", "p99 ms", "x FP32", "MB", "RSS MiB")
     print_table(f"inference of {path}", columns, latency, "x FP32: speed-up of the median over the first FP32 row")
-    for name, reason in failed.items():
-        remark(f"{name} did not run: {reason}")
+    for name, error in failed.items():
+        remark(f"{name} did not run: {error}")
     stages = [
         (row.variant, *(f"{ms:.2f}" for ms in (row.pre_ms, row.infer_ms, row.decode_ms, row.cpu_ms)), f"{row.fps:.1f}")
         for row in rows

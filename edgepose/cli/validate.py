@@ -2,136 +2,154 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepose.cli._console import print_table, progress, remark, write_figures
+from edgepose.calibration.datasets.registry import DATASETS
+from edgepose.cli._accuracy import print_validation
+from edgepose.cli._console import progress, remark, write_figures
 from edgepose.cli._options import PATH, engine_options, split_list
+from edgepose.cli._predictions import PREDICTIONS, score_predictions
 from edgepose.cli._variants import load_variants
-from edgepose.errors import EdgePoseError
+from edgepose.errors import EdgePoseError, EngineUnavailable
 from edgepose.machine import machine
 
 if TYPE_CHECKING:
-    from edgepose.calibration.validate import Validation
+    from edgepose.calibration.evidence import Validation
     from edgepose.pipeline import Estimator
 
-__all__ = ["command", "print_validation", "validate"]
+__all__ = ["command", "validate"]
 
 _UNLABELED = 128
+_LATENCY_ROUNDS = 30
+_KINDS = "; ".join(f"{kind}: {row.help}" for kind, row in DATASETS.items())
 
 
 @click.command("validate")
 @click.argument("bundle", type=PATH)
 @click.option(
-    "--data", type=click.Choice(["coco", "unlabeled"]), default="coco", show_default=True, help="Kind of data."
+    "--data",
+    "kind",
+    type=click.Choice(list(DATASETS)),
+    help=f"Kind of data ({_KINDS}).  [default: what --root looks like]",
 )
-@click.option("--root", type=PATH, required=True, help="COCO folder or JSON; or any images or video (unlabeled).")
+@click.option("--root", type=PATH, required=True, help="Folder, archive, annotation file, images or video.")
 @click.option("--detections", type=PATH, help="COCO detection file; ground-truth boxes without it.")
 @click.option("--variants", help="Only these, separated by commas.  [default: all]")
 @click.option("--baseline", help="Variant to compare with.  [default: the first FP32 one]")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Exit 1 when a variant loses more points than this.")
 @click.option("--flip", is_flag=True, help="Flip test: average with the mirrored crop.")
-@click.option(
-    "--limit", type=click.IntRange(1), help="At most so many images (coco) or crops (unlabeled, default 128)."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=1,
-    show_default=True,
-    help="Seed of the choice of unlabeled crops.",
-)
+@click.option("--limit", type=click.IntRange(1), help="At most so many pictures.  [default: all; 128 without labels]")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that read pictures.")
+@click.option("--report", type=PATH, help="Folder for report.html, report.md and evidence.json.")
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
-@click.option("--force", is_flag=True, help="Replace the JSON file.")
+@click.option("--force", is_flag=True, help="Replace the report and the JSON file.")
 @engine_options
 def command(
     bundle: Path,
-    data: str,
+    kind: str | None,
     root: Path,
     detections: Path | None,
     variants: str | None,
     baseline: str | None,
+    max_drop: float | None,
     flip: bool,
     limit: int | None,
-    seed: int,
+    workers: int,
+    report: Path | None,
     json_path: Path | None,
     force: bool,
     engine: str | None,
     device: str,
     threads: int | None,
     no_self_test: bool,
-) -> None:
-    """Measure the accuracy of BUNDLE's variants on the same crops: COCO AP and AR, and agreement with FP32.
+) -> int:
+    """Measure the accuracy of BUNDLE's variants on the same crops, and the drop from FP32.
+
+    Labelled data give AP, PCK or PCKh; every kind gives the agreement with FP32. BUNDLE may also be poses that any tool
+    made: COCO keypoint results (.json), or 3D poses (.npz: one array (F, 17, 3) in metres per clip).
 
     \b
-    edgepose validate bundle --data coco --root coco/            AP, AR and agreement
-    edgepose validate bundle --data unlabeled --root footage/    agreement alone, no labels needed
+    edgepose validate bundle --data coco --root coco/ --max-drop 1.0 --report out/
+    edgepose validate bundle --data lsp --root lspet/val.zip
+    edgepose validate bundle --data unlabeled --root footage.mp4      no labels needed
     """
+    from edgepose.calibration.report.wording import verdicts
+    from edgepose.calibration.report.write import check_report, evidence, write_report
     from edgepose.sinks import check_output
 
     if json_path:
         check_output(json_path, force=force)
-    if detections and data != "coco":
-        raise click.UsageError("--detections goes with --data coco")
-    estimators, failed = load_variants(
-        bundle, split_list(variants) if variants else None, engine, device, threads, not no_self_test
+    if report:
+        check_report(report, force=force)
+    if bundle.suffix.lower() in PREDICTIONS:
+        figures = score_predictions(bundle, kind, root)
+        if json_path:
+            write_figures(json_path, figures)
+        return 0
+    loaded, unusable = load_variants(
+        bundle,
+        split_list(variants) if variants else None,
+        engine,
+        device,
+        threads,
+        not no_self_test,
+        measure_anyway=True,
     )
     result = validate(
-        estimators, data, root, detections=detections, baseline=baseline, flip=flip, limit=limit, seed=seed
+        loaded, kind, root, detections=detections, baseline=baseline, flip=flip, limit=limit, workers=workers
     )
-    print_validation(result, failed)
+    absent = {name: str(error) for name, error in unusable.items() if isinstance(error, EngineUnavailable)}
+    broken = {name: str(error) for name, error in unusable.items() if name not in absent}
+    result = replace(result, failed={**broken, **result.failed}, absent=absent)
+    if report:
+        result = _with_latency(result, loaded, bundle)
+    provenance = _provenance(bundle)
+    print_validation(result, max_drop)
     if json_path:
-        write_figures(json_path, asdict(result) | {"failed": failed, "machine": machine()})
+        write_figures(json_path, evidence(result, provenance, max_drop))
+    if report:
+        for path in write_report(report, result, provenance, max_drop, force=force):
+            remark(f"wrote {path}")
+    failed = any(verdict.state == "fail" for verdict in verdicts(result, max_drop))
+    return 1 if max_drop is not None and failed else 0
 
 
 def validate(
-    estimators: dict[str, Estimator],
-    data: str,
+    estimators: Mapping[str, Estimator],
+    kind: str | None,
     root: Path,
     *,
     detections: Path | None = None,
     baseline: str | None = None,
     flip: bool = False,
     limit: int | None = None,
-    seed: int = 1,
+    workers: int = 2,
 ) -> Validation:
-    """Measure with a progress line; ``data`` is ``coco`` or ``unlabeled``."""
-    from edgepose.calibration.coco import CocoKeypoints
-    from edgepose.calibration.samples import collect
-    from edgepose.calibration.validate import validate_coco, validate_crops
+    """Measure with a progress line; ``kind`` is a data set's, by default what the root looks like."""
+    from edgepose.calibration import validate as validation
+    from edgepose.calibration.datasets.registry import open_pictures
 
     base = _baseline(estimators, baseline)
+    data = open_pictures(root, kind, detections)
+    if detections and data.kind != "coco":
+        raise click.UsageError("--detections goes with --data coco")
+    if limit is None and data.joints is None:
+        limit = _UNLABELED
     with progress() as update:
-        if data == "coco":
-            return validate_coco(
-                estimators,
-                CocoKeypoints.from_root(root),
-                baseline=base,
-                detections=detections,
-                flip=flip,
-                limit=limit,
-                progress=lambda done, total: update("images", done, total),
-            )
-        found = collect(
-            root,
-            estimators[base].spec,
-            limit or _UNLABELED,
-            seed,
-            estimators[base].best_region,
-            lambda done, total: update("choose crops", done, total),
-            minimum=1,
-        )
-        return validate_crops(
+        return validation.validate(
             estimators,
-            found.crops,
-            str(root),
+            data,
             baseline=base,
             flip=flip,
-            skipped=found.skipped,
-            progress=lambda done, total: update("crops", done, total),
+            limit=limit,
+            workers=workers,
+            progress=lambda done, total: update("pictures", done, total),
         )
 
 
@@ -148,37 +166,35 @@ def _baseline(names: Iterable[str], asked: str | None) -> str:
     return asked
 
 
-def print_validation(result: Validation, failed: dict[str, str]) -> None:
-    """The accuracy table, then the joints that moved most."""
-    labelled = result.rows[0].stats is not None
-    base = next(row for row in result.rows if row.variant == result.baseline)
-    rows = []
-    for row in result.rows:
-        a = row.agreement
-        scores: list[object] = []
-        if row.stats is not None and base.stats is not None:
-            scores = [f"{100 * row.stats[key]:.2f}" for key in ("AP", "AP50", "AP75", "AR")]
-            scores.append(f"{100 * (base.stats['AP'] - row.stats['AP']):+.2f}")
-        moved = [f"{a.mean_oks:.4f}", f"{a.p5_oks:.4f}", f"{a.mean_shift_px:.2f}", f"{a.p95_shift_px:.2f}"]
-        rows.append((row.variant, *scores, *moved, f"{row.seconds:.1f}"))
-    rows += [(name, "did not run") for name in failed]
-    columns = ["<variant", *(["AP", "AP50", "AP75", "AR", "AP drop"] if labelled else [])]
-    columns += ["mean OKS", "p5 OKS", "shift px", "p95 px", "seconds"]
-    rows = [(*row, *[None] * (len(columns) - len(row))) for row in rows]
-    flip = "on" if result.flip else "off"
-    print_table(
-        f"accuracy on {result.data}",
-        columns,
-        rows,
-        f"{result.crops} crops of {result.images} images, boxes: {result.boxes}, flip test {flip}; OKS and shift "
-        f"(crop pixels) against {result.baseline}, over the {base.agreement.joints} joints it finds",
-    )
-    for name, reason in failed.items():
-        remark(f"{name} did not run: {reason}")
-    for row in result.rows:
-        if row.variant != result.baseline:
-            worst = sorted(row.agreement.joint_shift_px.items(), key=lambda item: -item[1])[:3]
-            names = [f"{name} {shift:.2f} px" for name, shift in worst]
-            remark(f"{row.variant} moves most: {', '.join(names)}")
-    if result.skipped:
-        remark(f"{len(result.skipped)} images could not be read: {', '.join(result.skipped[:3])}")
+def _with_latency(result: Validation, estimators: Mapping[str, Estimator], bundle: Path) -> Validation:
+    """Add sizes and the median latency of one crop, so that the report can set speed against accuracy."""
+    from edgepose.runtimes.latency import measure_latency
+    from edgepose.runtimes.load import model_files
+
+    running = {row.variant: estimators[row.variant] for row in result.rows}
+    with progress() as update:
+        times = measure_latency(
+            running, iterations=_LATENCY_ROUNDS, warmup=5, progress=lambda done, total: update("latency", done, total)
+        )
+    latency = {row.variant: row.infer_ms for row in times}
+    size = {name: path.stat().st_size / 1e6 for name, path in model_files(bundle).items() if name in running}
+    rows = [replace(row, latency_ms=latency[row.variant], megabytes=size.get(row.variant)) for row in result.rows]
+    return replace(result, rows=tuple(rows))
+
+
+def _provenance(bundle: Path) -> dict[str, Any]:
+    """What was measured, with what, by which command."""
+    from edgepose.bundle import MANIFEST, Bundle
+    from edgepose.files import sha256_file
+
+    if bundle.is_file():
+        made: dict[str, Any] = {"file": bundle.name, "sha256": sha256_file(bundle)}
+    else:
+        opened = Bundle.open(bundle)
+        made = {
+            "bundle": bundle.name,
+            "manifest_sha256": sha256_file(bundle / MANIFEST),
+            "converted": dict(opened.provenance),
+            "files": {name: row["sha256"] for name, row in opened.files.items()},
+        }
+    return {"command": ["edgepose", *sys.argv[1:]], "machine": machine(), "model": made}

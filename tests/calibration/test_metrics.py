@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 
 from edgepose import DatasetError
-from edgepose.calibration.metrics import COCO_STATS, agreement, coco_average_precision, oks, oks_nms, pck
+from edgepose.calibration.average_precision import COCO_STATS, average_precision
+from edgepose.calibration.metrics import oks, oks_nms, pck, percentiles, score_bins, size_of, within
 from edgepose.skeletons import get_skeleton
 
 SIGMAS = get_skeleton("coco17").sigmas
@@ -40,44 +43,32 @@ def test_pck_by_hand():
     assert np.isnan(result[2])
 
 
-def compare(truth, other, truth_scores, scores):
-    return agreement(
-        (truth, truth_scores),
-        (other, scores),
-        crop_wh=(96, 128),
-        padding=1.25,
-        threshold=0.2,
-        joints=("a", "b", "c"),
-        sigmas=(0.1, 0.1, 0.1),
-    )
+def test_within_is_below_and_not_at():
+    assert within([[[0, 0]]], [[[2, 0]]], [10], 0.2).tolist() == [[False]]
+    assert within([[[0, 0]]], [[[1.999, 0]]], [10], 0.2).tolist() == [[True]]
 
 
-def test_agreement_by_hand():
-    """Two crops, three joints; the baseline finds a and b in the first crop and a in the second."""
-    truth = np.zeros((2, 3, 2))
-    other = truth.copy()
-    other[0, 0] = (3, 4)
-    other[:, 2] = (90, 90)  # c is not found by the baseline: does not count
-    result = compare(truth, other, np.array([[0.9, 0.5, 0.1], [0.3, 0.1, 0.1]]), np.full((2, 3), 0.45))
-    area = 96 * 128 / 1.25**2
-    similar = math.exp(-25 / (2 * area * 0.2**2))
-    assert (result.crops, result.joints, result.share) == (2, 3, 0.5)
-    assert result.mean_oks == pytest.approx((similar + 2) / 3)
-    assert result.p5_oks == pytest.approx((similar + 1) / 2 + 0.05 * (1 - similar) / 2)
-    assert result.mean_shift_px == pytest.approx(5 / 3)
-    assert result.joint_shift_px == {"a": 2.5, "b": 0.0}
-    assert result.score_ratio == pytest.approx(0.9)
+def test_sizes_are_cocos():
+    assert size_of([32**2 - 1, 32**2, 96**2 - 1, 96**2]).tolist() == ["small", "medium", "medium", "large"]
 
 
-def test_agreement_counts_every_joint_where_the_baseline_finds_none():
-    truth, other = np.zeros((1, 3, 2)), np.full((1, 3, 2), 2.0)
-    assert compare(truth, other, np.zeros((1, 3)), np.zeros((1, 3))).joints == 3
+def test_score_bins_by_hand():
+    """Scores beyond 0-1, as untrained models have, count into the outermost bins."""
+    bins = score_bins([-0.5, 0.04, 0.15, 0.95, 1.7], [1, 3, 5, 7, 9])
+    assert [(b.count, b.value) for b in bins if b.count] == [(2, 2), (1, 5), (2, 8)]
+    assert (bins[1].low, bins[1].high) == (0.1, 0.2)
+    assert np.isnan(bins[5].value)
 
 
-def coco_file(folder, people):
+def test_percentiles_of_nothing_are_none():
+    assert percentiles([]) == ()
+    assert percentiles(np.arange(101))[37] == 37
+
+
+def annotations(people):
     """A tiny ground truth: one image per person."""
     names = list(get_skeleton("coco17").joints)
-    data = {
+    return {
         "images": [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(len(people))],
         "annotations": [
             {
@@ -94,9 +85,6 @@ def coco_file(folder, people):
         ],
         "categories": [{"id": 1, "name": "person", "keypoints": names, "skeleton": []}],
     }
-    path = folder / "person_keypoints_tiny.json"
-    path.write_text(json.dumps(data))
-    return path
 
 
 def results(people):
@@ -107,32 +95,60 @@ def results(people):
 
 
 @pytest.mark.parametrize("shift_px", [0, 5, 10, 20, 400])
-def test_average_precision_of_a_known_shift(tmp_path, shift_px):
+def test_average_precision_of_a_known_shift(shift_px):
     """Everybody is off by the same distance: AP is the share of the ten OKS thresholds 0.5 ... 0.95 that it passes."""
     people = np.random.default_rng(0).uniform(100, 300, (5, 17, 2))
-    found = coco_average_precision(coco_file(tmp_path, people), results(people + np.array([shift_px, 0])), SIGMAS)
+    found = average_precision(annotations(people), results(people + np.array([shift_px, 0])), SIGMAS)
     similarity = sum(math.exp(-(shift_px**2) / (2 * 200 * 200 * (2 * sigma) ** 2)) for sigma in SIGMAS) / 17
     passed = sum(0.5 + 0.05 * i <= similarity for i in range(10))
     assert found["AP"] == pytest.approx(passed / 10, abs=1e-6)
     assert set(found) == set(COCO_STATS)
 
 
-def test_images_that_are_not_evaluated_do_not_count(tmp_path):
+def test_images_that_are_not_evaluated_do_not_count():
     people = np.random.default_rng(0).uniform(100, 300, (4, 17, 2))
-    path = coco_file(tmp_path, people)
-    assert coco_average_precision(path, results(people[:2]), SIGMAS)["AR"] == pytest.approx(0.5)
-    assert coco_average_precision(path, results(people[:2]), SIGMAS, [0, 1])["AR"] == pytest.approx(1)
+    truth = annotations(people)
+    assert average_precision(truth, results(people[:2]), SIGMAS)["AR"] == pytest.approx(0.5)
+    assert average_precision(truth, results(people[:2]), SIGMAS, [0, 1])["AR"] == pytest.approx(1)
 
 
-def test_no_results_is_an_error(tmp_path):
-    with pytest.raises(DatasetError, match=r"person_keypoints_tiny.json: no poses to evaluate"):
-        coco_average_precision(coco_file(tmp_path, np.zeros((1, 17, 2))), [], SIGMAS)
+def test_no_results_is_an_error():
+    with pytest.raises(DatasetError, match="no poses to evaluate"):
+        average_precision(annotations(np.zeros((1, 17, 2))), [], SIGMAS)
 
 
 def test_equals_the_reference_statistics(shared):
     folder = shared / "data" / "coco-sample"
     expected = json.loads((shared / "golden" / "noisy_predictions_stats.json").read_text())
     predictions = json.loads((folder / "noisy_predictions.json").read_text())
-    found = coco_average_precision(folder / "person_keypoints_val2017.json", predictions, SIGMAS)
+    found = average_precision(json.loads((folder / "person_keypoints_val2017.json").read_text()), predictions, SIGMAS)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6)
+
+
+def test_equals_pycocotools():
+    """The reference implementation, on random truth (hidden, missing and crowded people) and noisy predictions."""
+    coco = pytest.importorskip("pycocotools.coco")
+    evaluation = pytest.importorskip("pycocotools.cocoeval")
+    rng = np.random.default_rng(1)
+    people = rng.uniform(50, 400, (40, 17, 2))
+    truth = annotations(people)
+    for i, row in enumerate(truth["annotations"]):
+        visible = rng.random(17) < 0.7
+        row["keypoints"] = np.c_[people[i], 2 * visible].ravel().tolist()
+        row |= {"num_keypoints": int(visible.sum()), "image_id": i // 3, "area": float(rng.uniform(900, 40000))}
+        row["iscrowd"] = int(i % 13 == 0)
+    found = results(people + rng.normal(0, 12, people.shape))
+    for i, row in enumerate(found):
+        row |= {"image_id": i // 3, "score": float(rng.random())}
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = coco.COCO()
+        reference.dataset = json.loads(json.dumps(truth))
+        reference.createIndex()
+        evaluator = evaluation.COCOeval(reference, reference.loadRes(found), "keypoints")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    ours = average_precision(truth, found, SIGMAS)
+    assert 0 < ours["AP"] < 1
+    assert list(ours.values()) == pytest.approx(list(evaluator.stats), abs=1e-9)

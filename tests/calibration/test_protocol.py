@@ -11,8 +11,8 @@ import pytest
 
 from edgepose import DatasetError, ModelSpec
 from edgepose.calibration import validate as module
-from edgepose.calibration.coco import CocoKeypoints
-from edgepose.calibration.validate import validate_coco
+from edgepose.calibration.datasets import coco
+from edgepose.calibration.datasets.coco import CocoKeypoints
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
 from edgepose.skeletons import get_skeleton
@@ -49,7 +49,7 @@ def results(monkeypatch):
         seen.extend(rows)
         return {"AP": 0.0}
 
-    monkeypatch.setattr(module, "coco_average_precision", record)
+    monkeypatch.setattr(coco, "average_precision", record)
     return seen
 
 
@@ -58,18 +58,18 @@ def person(number, box, **changes):
     return row | {"bbox": box, "keypoints": [1, 1, 2] * 17} | changes
 
 
-def dataset(folder, people, picture=None):
+def dataset(folder, people, picture=None, detections=None):
     picture = np.zeros((400, 400, 3), np.uint8) if picture is None else picture
     cv2.imwrite(str(folder / "0.jpg"), picture)
     path = folder / "person_keypoints_x.json"
     images = [{"id": 0, "file_name": "0.jpg", "width": picture.shape[1], "height": picture.shape[0]}]
     categories = [{"id": 1, "name": "person", "keypoints": list(COCO.joints)}]
     path.write_text(json.dumps({"images": images, "annotations": people, "categories": categories}))
-    return CocoKeypoints(path)
+    return CocoKeypoints(path, detections)
 
 
 def validate(data, engine=None, **options):
-    return validate_coco({"onnx-fp32": Estimator(engine or OnePeak(), SPEC)}, data, baseline="onnx-fp32", **options)
+    return module.validate({"onnx-fp32": Estimator(engine or OnePeak(), SPEC)}, data, baseline="onnx-fp32", **options)
 
 
 def test_a_box_that_leaves_the_image_is_clipped_grown_and_padded(tmp_path, results):
@@ -100,7 +100,7 @@ def test_the_score_is_the_mean_of_the_joints_found_times_the_box_score(tmp_path,
         {"image_id": 0, "category_id": 1, "bbox": [200, 10, 50, 80], "score": -0.1},  # not a detection
     ]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])]), detections=tmp_path / "d.json")
+    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])], detections=tmp_path / "d.json"))
     assert [row["score"] for row in results] == [pytest.approx(0.9 * 0.5, abs=1e-5)]
 
 
@@ -108,7 +108,7 @@ def test_detections_are_not_clipped(tmp_path, results):
     (tmp_path / "d.json").write_text(
         json.dumps([{"image_id": 0, "category_id": 1, "bbox": [-10, 5, 50, 20], "score": 1}])
     )
-    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])]), detections=tmp_path / "d.json")
+    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])], detections=tmp_path / "d.json"))
     assert results[0]["keypoints"][0] == pytest.approx(14.5 + 0.5 * 61.5 / 47, abs=2e-3)  # -10 + 49 / 2
 
 
@@ -128,7 +128,7 @@ def test_people_more_alike_than_0_9_are_one(tmp_path, results, target, survivors
         {"image_id": 0, "category_id": 1, "bbox": [50 + d, 20, 200, 300], "score": s} for d, s in ((0, 0.9), (low, 0.8))
     ]
     (tmp_path / "d.json").write_text(json.dumps(rows))
-    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])]), detections=tmp_path / "d.json")
+    validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])], detections=tmp_path / "d.json"))
     assert len(results) == survivors
     assert results[0]["score"] == pytest.approx(0.81, abs=1e-5)
 
@@ -203,9 +203,9 @@ def test_damaged_annotations_are_named(tmp_path, change):
 def test_damaged_detections_are_named(tmp_path, results, box):
     (tmp_path / "d.json").write_text(json.dumps([{"image_id": 0, "category_id": 1, "bbox": box, "score": 1}]))
     with pytest.raises(DatasetError, match=r"d.json: not COCO detections"):
-        validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])]), detections=tmp_path / "d.json")
+        validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])], detections=tmp_path / "d.json"))
 
 
 def test_nobody_to_evaluate_is_said(tmp_path, results):
-    with pytest.raises(DatasetError, match="no person with keypoints on the 1 images asked for"):
+    with pytest.raises(DatasetError, match="no person with labelled keypoints on its 1 images"):
         validate(dataset(tmp_path, [person(1, [10, 10, 50, 80], iscrowd=1)]))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edgepose import DatasetError, ModelSpec
-from edgepose.calibration.coco import CocoKeypoints
-from edgepose.calibration.validate import validate_coco, validate_crops
+from edgepose.calibration.datasets.coco import CocoKeypoints
+from edgepose.calibration.datasets.pictures import Unlabeled
+from edgepose.calibration.validate import validate
 from edgepose.pipeline import Estimator
 from edgepose.skeletons import get_skeleton
 
@@ -67,11 +68,11 @@ def estimators():
 
 
 def test_a_perfect_model_has_ap_1_and_a_broken_one_is_seen(coco, estimators):
-    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+    result = validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
     perfect, broken = result.rows
-    assert perfect.stats["AP"] == pytest.approx(1, abs=1e-6)
+    assert perfect.accuracy.value == pytest.approx(100, abs=1e-4)
     assert perfect.agreement.mean_oks == 1
-    assert broken.stats["AP"] < 0.1
+    assert broken.accuracy.value < 10
     assert broken.agreement.mean_oks < 0.5
     assert broken.agreement.mean_shift_px == pytest.approx(32, abs=2)  # eight heatmap pixels
     assert broken.agreement.max_abs_error > 0.1
@@ -88,40 +89,47 @@ def test_detections_replace_the_boxes_and_copies_are_suppressed(coco, estimators
     ]
     rows.append({"image_id": 0, "category_id": 3, "bbox": [0, 0, 9, 9], "score": 1.0})  # a car
     (tmp_path / "detections.json").write_text(json.dumps(rows))
-    result = validate_coco(
+    result = validate(
         {"onnx-fp32": estimators["onnx-fp32"]},
-        CocoKeypoints(coco),
+        CocoKeypoints(coco, tmp_path / "detections.json"),
         baseline="onnx-fp32",
-        detections=tmp_path / "detections.json",
         batch=2,
     )
     assert result.crops == 18
-    assert result.rows[0].stats["AP"] == pytest.approx(1, abs=1e-6)  # three copies would cost precision
+    assert result.rows[0].accuracy.value == pytest.approx(100, abs=1e-4)  # three copies would cost precision
 
 
 def test_images_without_detections_are_missed_people(coco, estimators, tmp_path):
     rows = [{"image_id": i, "category_id": 1, "bbox": [90, 50, 200, 300], "score": 0.9} for i in range(3)]
     (tmp_path / "detections.json").write_text(json.dumps(rows))
-    result = validate_coco(
+    result = validate(
         {"onnx-fp32": estimators["onnx-fp32"]},
-        CocoKeypoints(coco),
+        CocoKeypoints(coco, tmp_path / "detections.json"),
         baseline="onnx-fp32",
-        detections=tmp_path / "detections.json",
     )
-    assert result.rows[0].stats["AR"] == pytest.approx(0.5)
+    assert result.rows[0].accuracy.stats["AR"] == pytest.approx(50)
 
 
 def test_a_limit_evaluates_only_those_images(coco, estimators):
-    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32", limit=2)
+    result = validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32", limit=2)
     assert result.images == 2
-    assert result.rows[0].stats["AR"] == pytest.approx(1)
+    assert result.rows[0].accuracy.stats["AR"] == pytest.approx(100)
 
 
-def test_unreadable_images_are_named_and_cost_recall(coco, estimators):
+def test_unreadable_images_are_named_and_count_nowhere(coco, estimators):
     (coco.parent / "3.png").write_bytes(b"")
-    result = validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
-    assert result.skipped == ["3.png"]
-    assert result.rows[0].stats["AR"] == pytest.approx(5 / 6)
+    result = validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+    assert result.skipped == ("3.png",)
+    assert (result.images, result.crops) == (5, 5)
+    assert result.rows[0].accuracy.stats["AR"] == pytest.approx(100)
+
+
+def test_missing_images_stop_the_run_before_it_starts(coco, estimators):
+    for i in (1, 4):
+        (coco.parent / f"{i}.png").unlink()
+    with pytest.raises(DatasetError, match=r"2 of 6 images are missing from .*: 1.png, 4.png: copy them there"):
+        validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+    assert validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32", limit=1).images == 1
 
 
 def test_the_flip_test_of_a_symmetric_model_changes_nothing_but_noise(coco, estimators):
@@ -129,13 +137,13 @@ def test_the_flip_test_of_a_symmetric_model_changes_nothing_but_noise(coco, esti
     mirrored = Estimator(ColourEngine(), SPEC).heatmaps(np.zeros((1, 256, 192, 3), np.uint8), flip=True)
     assert mirrored.shape == (1, 17, 64, 48)
     assert mirrored.dtype == np.float32
-    assert validate_coco(only, CocoKeypoints(coco), baseline="onnx-fp32", flip=True).flip
+    assert validate(only, CocoKeypoints(coco), baseline="onnx-fp32", flip=True).flip
 
 
-def test_agreement_needs_no_labels(estimators):
-    crops = np.random.default_rng(0).integers(0, 255, (3, 256, 192, 3), dtype=np.uint8)
-    result = validate_crops(estimators, crops, "noise", baseline="onnx-int8")
-    assert [row.stats for row in result.rows] == [None, None]
+def test_agreement_needs_no_labels(coco, estimators):
+    result = validate(estimators, Unlabeled(coco.parent), baseline="onnx-int8")
+    assert [row.accuracy for row in result.rows] == [None, None]
+    assert (result.boxes, result.crops) == ("search", 6)
     assert result.rows[1].agreement.mean_oks == 1  # the baseline agrees with itself
     assert result.rows[0].agreement.mean_oks < 1
 
@@ -148,20 +156,14 @@ def test_agreement_needs_no_labels(estimators):
         ("{", "not JSON"),
     ],
 )
-def test_detection_files_that_do_not_work(coco, estimators, tmp_path, content, message):
+def test_detection_files_that_do_not_work(coco, tmp_path, content, message):
     (tmp_path / "d.json").write_text(content)
     with pytest.raises(DatasetError, match=rf"d.json: {message}"):
-        validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32", detections=tmp_path / "d.json")
-
-
-def test_another_skeleton_is_refused_with_a_way_out(coco):
-    spec = ModelSpec.pose2d("starter", (128, 96), "lsp14")
-    estimators = {"onnx-fp32": Estimator(ColourEngine(), spec)}
-    with pytest.raises(DatasetError, match=r"17 joints \(nose, .*\), but starter has 14 .*--data unlabeled"):
-        validate_coco(estimators, CocoKeypoints(coco), baseline="onnx-fp32")
+        CocoKeypoints(coco, tmp_path / "d.json")
 
 
 def test_a_root_needs_one_annotation_file(coco, tmp_path):
-    assert CocoKeypoints.from_root(tmp_path).annotations == coco
+    assert CocoKeypoints.open(tmp_path).path == coco
+    (tmp_path / "nowhere").mkdir()
     with pytest.raises(DatasetError, match=r"needs one person_keypoints_\*.json.*found: none"):
-        CocoKeypoints.from_root(tmp_path / "nowhere")
+        CocoKeypoints.open(tmp_path / "nowhere")

@@ -38,8 +38,10 @@ def test_the_bundle_is_complete(starter_bundle):
     assert bundle.provenance["versions"]["torch"]
     assert bundle.variant("onnx-int8").recipe["quantizer"]["name"] == "nncf-transformer-mixed"
     calibration = json.loads((starter_bundle / "calibration.json").read_text())
-    assert (calibration["calibrated_on"], calibration["verified_on"]) == (16, 32)
-    assert len({row["file"] for row in calibration["crops"]}) == 48  # nothing is calibrated on and verified with
+    used = calibration["calibrated_on"], calibration["verified_on"]
+    assert used == (16, len(calibration["crops"]) - 16)
+    assert 20 <= used[1] <= 32  # of 80 frames, about half show what another one shows
+    assert len({row["file"] for row in calibration["crops"]}) == sum(used)  # none is calibrated on and verified with
 
 
 def test_int8_is_int8_small_and_close(starter_bundle, clip_frames):
@@ -158,7 +160,7 @@ def test_variants_that_cannot_be_made(checkpoint, tmp_path, variants, error, mes
 def pictures(folder: Path, good: int, bad: int, frames) -> Path:
     folder.mkdir()
     for i in range(good):
-        cv2.imwrite(str(folder / f"good{i:02}.jpg"), frames[3 * i + 20])
+        cv2.imwrite(str(folder / f"good{i:02}.jpg"), cv2.add(frames[3 * i + 20], (2.0 * i,) * 4))
     for i in range(bad):
         (folder / f"bad{i:02}.jpg").write_bytes(b"no picture")
     return folder
@@ -175,7 +177,7 @@ def test_unreadable_pictures_are_skipped_and_counted(checkpoint, tmp_path, clip_
     ("good", "bad", "message"),
     [
         (0, 0, "no images here"),
-        (3, 2, r"3 usable crops of 5, 2 unreadable \(bad00.jpg, bad01.jpg\); at least 9 are needed"),
+        (3, 2, r"3 usable crops of 5 candidates, 2 files unreadable \(bad00.jpg, bad01.jpg\); at least 9 different"),
     ],
 )
 def test_too_few_pictures(checkpoint, tmp_path, clip_frames, quick_export, good, bad, message):

@@ -1,0 +1,267 @@
+"""What a validation says in words and numbers: verdicts, units, worst joints. Both reports use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from edgepose.calibration.evidence import Accuracy, Validation, VariantEvidence, evidence_dict
+
+__all__ = [
+    "DASH",
+    "FEW_PEOPLE",
+    "MINUS",
+    "TIMES",
+    "Verdict",
+    "amount",
+    "baseline_of",
+    "caption",
+    "clean",
+    "drop_of",
+    "figure",
+    "interval",
+    "joint_losses",
+    "labelled",
+    "leaves",
+    "number",
+    "plain",
+    "summary",
+    "unit_of",
+    "verdicts",
+    "worst_joints",
+]
+
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+FEW_PEOPLE = 100
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence on one variant.
+
+    Attributes:
+        variant: Its name.
+        state: ``baseline``, ``pass``, ``fail``, ``measured`` (no limit was given) or ``absent`` (not on this machine).
+        text: The sentence, without the name.
+    """
+
+    variant: str
+    state: str
+    text: str
+
+
+def clean(text: object) -> str:
+    """Text on one line that every encoding and parser takes: what is not printable becomes a replacement sign."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in str(text))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with a real minus sign; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else MINUS + "∞"
+    rounded = round(value, digits)
+    return f"{abs(rounded):.{digits}f}" if rounded >= 0 else f"{MINUS}{-rounded:.{digits}f}"
+
+
+def figure(value: float | None, digits: int = 2) -> str:
+    """A protocol's figure: as :func:`number`, and -1 stands for undefined."""
+    return DASH if value == -1 else number(value, digits)
+
+
+def amount(value: float, unit: str, digits: int = 2) -> str:
+    """``0.22 points``, ``1.50 mm``."""
+    return f"{number(value, digits)} {unit}"
+
+
+def baseline_of(validation: Validation) -> VariantEvidence | None:
+    """The baseline's row; None where it did not run."""
+    return next((row for row in validation.rows if row.variant == validation.baseline), None)
+
+
+def labelled(validation: Validation) -> Accuracy | None:
+    """The accuracy that names metric and unit: the baseline's, else the first; None for data without labels."""
+    rows = sorted(validation.rows, key=lambda row: row.variant != validation.baseline)
+    return next((row.accuracy for row in rows if row.accuracy is not None), None)
+
+
+def unit_of(validation: Validation) -> str:
+    """Unit of the drops: ``points`` or ``mm``."""
+    accuracy = labelled(validation)
+    return accuracy.unit if accuracy else "points"
+
+
+def drop_of(validation: Validation, row: VariantEvidence) -> float:
+    """The row's drop; NaN where the baseline did not run or either headline is undefined."""
+    base = baseline_of(validation)
+    return math.nan if base is None else validation.drop_of(row)
+
+
+def _defined(value: float) -> bool:
+    return math.isfinite(value) and value != -1
+
+
+def joint_losses(validation: Validation, row: VariantEvidence) -> dict[str, float]:
+    """Joint -> how much worse than the baseline: in the metric's unit with labels, else mean shift in crop pixels."""
+    base = baseline_of(validation)
+    if base is None or base.accuracy is None or row.accuracy is None:
+        return {joint: value for joint, value in row.agreement.joint_shift_px.items() if math.isfinite(value)}
+    sign = 1 if base.accuracy.higher_is_better else -1
+    pairs = {
+        joint: (value, row.accuracy.per_joint.get(joint, math.nan)) for joint, value in base.accuracy.per_joint.items()
+    }
+    return {joint: sign * (a - b) for joint, (a, b) in pairs.items() if _defined(a) and _defined(b)}
+
+
+def worst_joints(validation: Validation, row: VariantEvidence, count: int = 3) -> str:
+    """``left wrist 1.20, right ankle 0.90``: the joints that lose most; a dash where none loses anything."""
+    losses = sorted(joint_losses(validation, row).items(), key=lambda item: -item[1])[:count]
+    lost = [f"{clean(joint).replace('_', ' ')} {number(loss)}" for joint, loss in losses if round(loss, 2) > 0]
+    return ", ".join(lost) or DASH
+
+
+def verdicts(validation: Validation, max_drop: float | None) -> list[Verdict]:
+    """One per variant: the baseline first, then the others as given, then those that did not run."""
+    rows = sorted(validation.rows, key=lambda row: row.variant != validation.baseline)
+    ran = [_verdict(validation, row, max_drop) for row in rows]
+    failed = [
+        Verdict(clean(name), "fail", f"FAILED: did not run: {clean(reason)}")
+        for name, reason in validation.failed.items()
+    ]
+    absent = [
+        Verdict(clean(name), "absent", f"did not run here: {clean(reason)}")
+        for name, reason in validation.absent.items()
+    ]
+    return ran + failed + absent
+
+
+def _verdict(validation: Validation, row: VariantEvidence, max_drop: float | None) -> Verdict:
+    name, drop = clean(row.variant), drop_of(validation, row)
+    headline = _headline(row)
+    if row.variant == validation.baseline:
+        return Verdict(name, "baseline", f"{headline or 'no labels'}, the baseline")
+    unit = unit_of(validation) if row.accuracy else "points"
+    headline = headline or f"mean OKS {number(row.agreement.mean_oks, 4)} with {clean(validation.baseline)}"
+    if max_drop is None:
+        return Verdict(name, "measured", f"{headline}, {_difference(validation, row, drop, unit)}")
+    if math.isnan(drop):
+        return Verdict(name, "fail", f"{headline}, FAILED: the drop is undefined, {max_drop} {unit} allowed")
+    if drop > max_drop:
+        dropped = amount(drop, unit, _digits(drop, max_drop))
+        text = f"{headline}, FAILED: drops {dropped}{interval(row)}, {max_drop} allowed"
+        return Verdict(name, "fail", text)
+    text = f"{headline}, {_difference(validation, row, drop, unit)}: within the {max_drop} allowed"
+    return Verdict(name, "pass", text)
+
+
+def _headline(row: VariantEvidence) -> str:
+    """``PCK@0.2 49.97``, ``MPJPE 52.30 mm``; empty without labels."""
+    if row.accuracy is None:
+        return ""
+    unit = "" if row.accuracy.unit == "points" else f" {clean(row.accuracy.unit)}"
+    return f"{clean(row.accuracy.metric)} {figure(row.accuracy.value)}{unit}"
+
+
+def _difference(validation: Validation, row: VariantEvidence, drop: float, unit: str) -> str:
+    """``0.22 points below onnx-fp32``; the direction is the metric's own, and (better) says when it is welcome."""
+    name = clean(validation.baseline)
+    if math.isnan(drop):
+        return f"drop from {name} undefined"
+    if round(drop, 2) == 0:
+        return f"equal to {name} within 0.01 {unit}{interval(row)}"
+    if row.accuracy is None:
+        return f"a drop of {amount(drop, unit)}"
+    above = (drop < 0) == row.accuracy.higher_is_better
+    better = " (better)" if drop < 0 else ""
+    return f"{amount(abs(drop), unit)} {'above' if above else 'below'} {name}{better}{interval(row)}"
+
+
+def interval(row: VariantEvidence) -> str:
+    """`` (95 %: a drop of -0.25 to 0.44)``, or nothing."""
+    if row.drop_interval is None:
+        return ""
+    low, high = row.drop_interval
+    return f" (95 %: a drop of {number(low)} to {number(high)})"
+
+
+def _digits(drop: float, limit: float) -> int:
+    """Enough digits that a drop just over the limit does not read like the limit."""
+    return next((digits for digits in range(2, 7) if round(drop, digits) > limit), 7)
+
+
+def summary(validation: Validation, max_drop: float | None) -> str:
+    """One line over all verdicts."""
+    states = [verdict.state for verdict in verdicts(validation, max_drop)]
+    judged, bad = len([s for s in states if s not in ("baseline", "absent")]), states.count("fail")
+    if max_drop is None:
+        ran = f"{judged - bad} of {_plural(judged, 'variant')} measured against {clean(validation.baseline)}; "
+        return ran + "no limit was set"
+    stay = "stays" if judged == 1 else "stay"
+    kept = f"{judged - bad} of {_plural(judged, 'variant')} {stay} within {max_drop} {unit_of(validation)} of "
+    broken = len(validation.failed)
+    counts = (
+        (bad - broken, "over the limit"),
+        (broken, "did not run"),
+        (len(validation.absent), "not for this machine"),
+    )
+    return kept + clean(validation.baseline) + "".join(f"; {count} {what}" for count, what in counts if count)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def caption(validation: Validation, provenance: Mapping[str, Any]) -> str:
+    """What was measured, on how much of it, with which versions, on which processor."""
+    parts = [
+        f"{clean(PurePath(validation.data).name or validation.data)} ({clean(validation.kind)}): "
+        f"{_plural(validation.crops, 'crop')} of {_plural(validation.images, 'picture')}",
+        f"boxes: {clean(validation.boxes)}",
+        f"flip test {'on' if validation.flip else 'off'}",
+    ]
+    if validation.skipped:
+        parts.append(f"{_plural(len(validation.skipped), 'picture')} skipped")
+    numbers = _find(provenance, "versions")
+    if isinstance(numbers, Mapping):
+        parts.append(", ".join(f"{clean(name)} {clean(value)}" for name, value in numbers.items()))
+    cpu = _find(provenance, "cpu")
+    if cpu:
+        parts.append(", ".join(value for _, value in leaves(plain(cpu))))
+    return "; ".join(parts)
+
+
+def _find(value: Any, key: str) -> Any:
+    """The first value under a key, anywhere in a nested mapping; None without."""
+    if not isinstance(value, Mapping):
+        return None
+    if key in value:
+        return value[key]
+    return next((found for item in value.values() if (found := _find(item, key)) is not None), None)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of any nested value: numbers, text, lists and dicts; all else becomes its text."""
+    value = evidence_dict(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(path, text) of every leaf of nested dicts and lists; a list of plain values is one leaf."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from leaves(item, f"{path} / {clean(key)}" if path else clean(key))
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        for i, item in enumerate(value, start=1):
+            yield from leaves(item, f"{path} {i}")
+    elif isinstance(value, list):
+        yield path, " ".join(clean(item) for item in value) or DASH
+    else:
+        yield path, DASH if value is None or value in ({}, "") else clean(value)

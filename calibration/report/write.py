@@ -1,0 +1,85 @@
+"""The report of a validation: a page for people, a table for pull requests, and the values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from edgepose.calibration.evidence import Validation, evidence_dict
+from edgepose.calibration.report.html import report_html
+from edgepose.calibration.report.markdown import report_markdown
+from edgepose.calibration.report.wording import drop_of, plain
+from edgepose.errors import SinkError
+from edgepose.files import canonical_json, replace_file
+from edgepose.sinks import check_output
+
+__all__ = ["check_report", "evidence", "report_html", "report_markdown", "write_report"]
+
+_FILES = ("report.html", "report.md", "evidence.json")
+_SCHEMA_VERSION = 1
+
+
+def check_report(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that a report cannot or must not be written to, before anything is measured.
+
+    Raises:
+        SinkError: A file of a report is there and ``force`` is not given, or the folder cannot be written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        for name in _FILES:
+            check_output(folder / name, force=force)
+    finally:
+        for path in missing:
+            if path.is_dir():
+                path.rmdir()
+
+
+def write_report(
+    folder: Path, validation: Validation, provenance: Mapping[str, Any], max_drop: float | None, *, force: bool
+) -> list[Path]:
+    """Write ``report.html``, ``report.md`` and ``evidence.json``: all of them, or none.
+
+    Args:
+        folder: Where to; it is created.
+        validation: What was measured.
+        provenance: What it was measured with and from: any nested mapping. ``versions`` and ``cpu`` are quoted in the
+            table's caption.
+        max_drop: The drop that is allowed, in the metric's unit; None judges nothing.
+        force: Whether files of an earlier report may be replaced.
+
+    Returns:
+        The paths that were written.
+
+    Raises:
+        SinkError: See :func:`check_report`.
+    """
+    check_report(folder, force=force)
+    texts = {
+        "report.html": report_html(validation, provenance, max_drop),
+        "report.md": report_markdown(validation, provenance, max_drop),
+        "evidence.json": canonical_json(evidence(validation, provenance, max_drop)),
+    }
+    try:
+        with ExitStack() as files:
+            for name, text in texts.items():
+                partial = files.enter_context(replace_file(folder / name))
+                # A file name that is no UTF-8 reaches JSON as an escape, which reads back as the same name.
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise SinkError(f"{folder}: cannot write the report ({error.strerror}): choose another folder") from None
+    return [folder / name for name in texts]
+
+
+def evidence(validation: Validation, provenance: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
+    """The content of ``evidence.json``, as plain values."""
+    others = [row for row in validation.rows if row.variant != validation.baseline]
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "validation": evidence_dict(validation),
+        "drops": {row.variant: drop_of(validation, row) for row in others},
+        "max_drop": max_drop,
+        "provenance": plain(provenance),
+    }
