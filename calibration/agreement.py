@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,16 +188,18 @@ class Comparison:
 def compare_on_crops(
     estimators: Mapping[str, Estimator],
     crops: NDArray[np.uint8],
+    names: Sequence[str],
     baseline: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Agreement]:
-    """Run every estimator on crops (N, H, W, 3) uint8 RGB and compare with the baseline's answers."""
+) -> Comparison:
+    """Run every estimator on crops (N, H, W, 3) uint8 RGB, named for people, and compare with the baseline."""
     comparison = Comparison(estimators[baseline].spec, tuple(estimators), baseline)
     for i in range(len(crops)):
         part = crops[i : i + 1]
-        comparison.add({name: estimator.heatmaps(part) for name, estimator in estimators.items()}, part, (f"crop {i}",))
+        heatmaps = {name: estimator.heatmaps(part) for name, estimator in estimators.items()}
+        comparison.add(heatmaps, part, (names[i],))
         progress(i + 1, len(crops))
-    return comparison.result()
+    return comparison
 
 
 def _exhibit(name: str, crop: NDArray[np.uint8], base: _Answers, other: _Answers, i: int, similarity: float) -> Exhibit:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgepose import bundle as bundles
-from edgepose.bundle import Golden, Variant, parse_variant
-from edgepose.calibration.agreement import compare_on_crops
+from edgepose.bundle import BundleWriter, Golden, Variant, parse_variant
+from edgepose.calibration.agreement import Comparison, compare_on_crops
 from edgepose.calibration.datasets.base import PictureData
 from edgepose.calibration.datasets.registry import open_pictures
-from edgepose.calibration.evidence import Agreement
+from edgepose.calibration.evidence import Agreement, Validation, VariantEvidence
+from edgepose.calibration.report.html import report_html
+from edgepose.calibration.report.write import evidence
 from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
@@ -75,6 +77,12 @@ class _Crops:
     calibrate: NDArray[np.uint8]
     verify: NDArray[np.uint8]
     origin: CropSet | None
+
+    @property
+    def verify_names(self) -> list[str]:
+        """For people."""
+        rows = self.origin.rows if self.origin else [{"file": f"noise {i}"} for i in range(len(self.verify))]
+        return [str(row["file"]) for row in rows[: len(self.verify)]]
 
 
 def convert(
@@ -136,12 +144,14 @@ def convert(
                 save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx", origin)
         estimators = {"onnx-fp32": fp32}
         estimators |= {name: load(writer.folder / f"{name}.onnx") for name in variants if name not in estimators}
-        agreements = compare_on_crops(
+        comparison = compare_on_crops(
             estimators,
             crops.verify,
+            crops.verify_names,
             "onnx-fp32",
             lambda done, total: progress("verify on crops held back", done, total),
         )
+        agreements = comparison.result()
         rows, made = [], []
         for name in variants:
             file = writer.folder / f"{name}.onnx"
@@ -151,8 +161,9 @@ def convert(
         progress("write the bundle", 0, 0)
         writer.write_golden(golden)
         writer.write_json("calibration.json", _calibration_record(crops))
-        writer.write_json("evidence.json", {"parity": [asdict(row) for row in rows], "machine": machine()})
-        writer.finish(spec, made, _provenance(checkpoint, seed, torch_error, calibration_size, data is not None))
+        provenance = _provenance(checkpoint, seed, torch_error, calibration_size, data is not None)
+        _write_evidence(writer, _validation(spec, crops, estimators, comparison, rows), provenance)
+        writer.finish(spec, made, provenance)
     return Conversion(
         bundle=output,
         rows=tuple(rows),
@@ -210,6 +221,48 @@ def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -
             "use the versions of constraints.txt, and please report this"
         )
     return golden, float(np.abs(exported - golden.heatmaps).max())
+
+
+def _validation(
+    spec: ModelSpec,
+    crops: _Crops,
+    estimators: Mapping[str, Estimator],
+    comparison: Comparison,
+    rows: Sequence[ConversionRow],
+) -> Validation:
+    """What the conversion itself found out, in the words of every later validation."""
+    origin = crops.origin
+    return Validation(
+        kind="crops held back from calibration" if origin else "noise",
+        data=origin.source if origin else "seeded noise",
+        data_sha256=origin.source_sha256 if origin else {},
+        boxes="as for calibration",
+        skeleton=spec.skeleton,
+        baseline="onnx-fp32",
+        flip=False,
+        images=len(crops.verify),
+        crops=len(crops.verify),
+        skipped=tuple(origin.skipped) if origin else (),
+        rows=tuple(
+            VariantEvidence(
+                variant=row.variant,
+                engine=f"{estimators[row.variant].engine.name} {estimators[row.variant].engine.device}",
+                accuracy=None,
+                agreement=row.agreement,
+                seconds=row.seconds,
+                worst=comparison.exhibits(row.variant),
+                megabytes=row.megabytes,
+            )
+            for row in rows
+        ),
+    )
+
+
+def _write_evidence(writer: BundleWriter, validation: Validation, provenance: Mapping[str, Any]) -> None:
+    """``evidence.json`` and ``report.html``: agreement with FP32; ``edgepose validate`` adds accuracy elsewhere."""
+    facts = {"machine": machine(), "converted": provenance}
+    writer.write_json("evidence.json", evidence(validation, facts, None))
+    writer.write_text("report.html", report_html(validation, facts, None))
 
 
 def _recipe_of(name: str, recipe: Recipe) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def _short(source: Mapping[str, Any]) -> str:
 
 def _figures(old: Bundle, new: Bundle) -> list[Figure]:
     """Figures that differ; seconds and the machine always may."""
-    was, now = (_flat(bundle.read_json(_EVIDENCE).get("parity", [])) for bundle in (old, new))
+    was, now = (_flat(bundle.read_json(_EVIDENCE)) for bundle in (old, new))
     return [
         Figure(variant, name, was.get((variant, name)), now.get((variant, name)))
         for variant, name in sorted({*was, *now})
@@ -193,10 +193,10 @@ def _figures(old: Bundle, new: Bundle) -> list[Figure]:
     ]
 
 
-def _flat(rows: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+def _flat(evidence: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     """(variant, figure's name) -> value, nested names joined with dots."""
     flat: dict[tuple[str, str], Any] = {}
-    for row in rows:
+    for row in evidence.get("validation", {}).get("rows", []):
         for name, value in row.items():
             inner = value if isinstance(value, dict) else {name: value}
             prefix = f"{name}." if isinstance(value, dict) else ""

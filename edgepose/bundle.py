@@ -5,7 +5,8 @@ BUNDLE/
   onnx-fp32.onnx ...  the variants, named <format>-<precision>
   golden.npz          a few input crops with the FP32 answers, replayed when a variant is loaded
   calibration.json    what the quantizer saw
-  evidence.json       parity of every variant, as measured when the bundle was made
+  evidence.json       agreement of every variant with FP32, as measured when the bundle was made
+  report.html         the same for people
 """
 
 from __future__ import annotations
@@ -247,7 +248,11 @@ class BundleWriter:
 
     def write_json(self, name: str, value: Any) -> None:
         """Add a JSON file."""
-        (self.folder / name).write_text(canonical_json(value), encoding="utf-8")
+        self.write_text(name, canonical_json(value))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Add a text file; a file name that is no UTF-8 becomes an escape."""
+        (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def write_golden(self, golden: Golden) -> None:
         """Add ``golden.npz``."""

@@ -22,6 +22,7 @@ from edgepose.models.registry import get_model
 from edgepose.runtimes.load import load
 
 ROW = get_model(STARTER_MODEL)
+FILES = ("golden.npz", "calibration.json", "evidence.json", "report.html")
 BOTH = ["onnx-fp32", "onnx-int8"]
 
 
@@ -33,7 +34,7 @@ def checkpoint():
 def test_the_bundle_is_complete(starter_bundle):
     bundle = Bundle.open(starter_bundle)
     assert [v.name for v in bundle.variants] == BOTH
-    assert set(bundle.files) == {*(v.file for v in bundle.variants), "golden.npz", "calibration.json", "evidence.json"}
+    assert set(bundle.files) == {*(v.file for v in bundle.variants), *FILES}
     assert bundle.provenance["checkpoint"]["sha256"] == sha256_file(STARTER_WEIGHTS)
     assert bundle.provenance["versions"]["torch"]
     assert bundle.variant("onnx-int8").recipe["quantizer"]["name"] == "nncf-transformer-mixed"
