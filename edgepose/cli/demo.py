@@ -47,7 +47,8 @@ def command(output: Path, force: bool) -> None:
     print_validation(validate(estimators, "unlabeled", SAMPLE_CLIP))
 
     out.print("\n[bold]Look at[/bold]")
-    for path, what in ((video, "the clip with skeletons"), (poses, "the poses"), (bundle, "the models, ready to copy")):
+    made = (video, "the clip with skeletons"), (poses, "the poses"), (bundle, "the models, ready to copy")
+    for path, what in (*made, (bundle / "report.html", "FP32 beside INT8, with the crops that differ most")):
         out.print(f"  {path}  {what}", soft_wrap=True)
     out.print("\nNext: edgepose run", str(bundle), "--source 0 --out me.mp4", soft_wrap=True)
 
