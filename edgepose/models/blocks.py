@@ -11,6 +11,7 @@ from torch import Tensor, nn
 __all__ = [
     "BasicBlock",
     "Bottleneck",
+    "Encoder",
     "EncoderLayer",
     "MultiheadSelfAttention",
     "conv_bn",
@@ -138,6 +139,21 @@ class EncoderLayer(nn.Module):
         x = self.norm1(x + self.self_attn(x + position, x))
         y: Tensor = self.norm2(x + self.linear2(torch.relu(self.linear1(x))))
         return y
+
+
+class Encoder(nn.Module):
+    """Encoder layers over the pixels of a feature map."""
+
+    def __init__(self, layers: int, d_model: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(d_model, heads, feedforward) for _ in range(layers))
+
+    def forward(self, features: Tensor, position: Tensor) -> Tensor:
+        """Features (N, d, h, w), position (h * w, 1, d) -> (N, d, h, w)."""
+        tokens = features.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = layer(tokens, position.transpose(0, 1))
+        return tokens.transpose(1, 2).reshape(features.shape)
 
 
 def sine_position(grid_hw: Sequence[int], d_model: int) -> Tensor:

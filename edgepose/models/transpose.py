@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgepose.models.blocks import (
     BasicBlock,
     Bottleneck,
-    EncoderLayer,
+    Encoder,
     conv_bn,
     residual_stage,
     sine_position,
@@ -52,22 +52,6 @@ class TransPoseHConfig:
     stage3_modules: int = 4
 
 
-class _Encoder(nn.Module):
-    def __init__(self, config: TransPoseRConfig | TransPoseHConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(config.d_model, config.heads, config.feedforward) for _ in range(config.layers)
-        )
-
-    def forward(self, features: Tensor, pos_embedding: Tensor) -> Tensor:
-        """Features (N, d, h, w), position (h * w, 1, d) -> (N, d, h, w)."""
-        tokens = features.flatten(2).transpose(1, 2)
-        position = pos_embedding.transpose(0, 1)
-        for layer in self.layers:
-            tokens = layer(tokens, position)
-        return tokens.transpose(1, 2).reshape(features.shape)
-
-
 class TransPoseR(nn.Module):
     """TransPose-R: normalised RGB (N, 3, H, W) float32 -> heatmaps (N, K, H / 4, W / 4) float32."""
 
@@ -86,7 +70,7 @@ class TransPoseR(nn.Module):
         self.layer2 = residual_stage(Bottleneck, 4 * first, second, 4, stride=2)
         self.reduce = nn.Conv2d(4 * second, config.d_model, 1, bias=False)
         self.pos_embedding = _position(config, self.stride)
-        self.global_encoder = _Encoder(config)
+        self.global_encoder = Encoder(config.layers, config.d_model, config.heads, config.feedforward)
         self.deconv_layers = nn.Sequential(
             nn.ConvTranspose2d(config.d_model, config.deconv, 4, 2, 1, bias=False),
             nn.BatchNorm2d(config.deconv),
@@ -128,7 +112,7 @@ class TransPoseH(nn.Module):
         )
         self.reduce = nn.Conv2d(w, config.d_model, 1, bias=False)
         self.pos_embedding = _position(config, self.stride)
-        self.global_encoder = _Encoder(config)
+        self.global_encoder = Encoder(config.layers, config.d_model, config.heads, config.feedforward)
         self.final_layer = nn.Conv2d(config.d_model, config.joints, 1)
 
     def forward(self, image: Tensor) -> Tensor:
