@@ -3,8 +3,8 @@
 fold_batchnorm         Convolution and BatchNorm become one convolution: the quantizer sees the weights that run.
 fuse_attention         One product for Q, K and V instead of two; position and scale become constants, because
                        (x + p) W + b = x W + (p W + b): no additions that break INT8 chains.
-unfold_deconvolution   A 4 x 4 stride-2 transposed convolution, for which most engines have no INT8 kernel, becomes a
-                       3 x 3 convolution and a pixel shuffle (Shi et al., arXiv 1609.07009).
+unfold_deconvolution   A 4 x 4 stride-2 transposed convolution, for which most engines have no INT8 kernel, becomes one
+                       2 x 2 convolution, and the 1 x 1 convolution after it moves before the up-sampling.
 
 Each is exact up to rounding: tests hold them to 1e-10 in float64.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,12 @@ def rewrite(model: nn.Module) -> nn.Module:
 
 
 def unfold_deconvolution(model: nn.Module) -> None:
-    """Replace each ``Sequential(ConvTranspose2d 4/2/1, BatchNorm2d, ReLU)``, in place."""
+    """Replace each deconvolution (4 x 4, stride 2, BatchNorm, ReLU) and the 1 x 1 convolution after it, in place."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Sequential) and _is_deconvolution(child):
-                setattr(parent, name, _as_pixel_shuffle(*child))
+        for (name, block), (head_name, head) in pairwise(list(parent.named_children())):
+            if _is_deconvolution(block) and isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1):
+                setattr(parent, name, nn.Identity())
+                setattr(parent, head_name, _PhaseHead(block, head))
 
 
 def fold_batchnorm(model: nn.Module) -> None:
@@ -62,9 +64,10 @@ def fuse_attention(model: nn.Module) -> None:
 REWRITES = (unfold_deconvolution, fold_batchnorm, fuse_attention)
 
 
-def _is_deconvolution(block: nn.Sequential) -> bool:
-    kinds = [type(layer) for layer in block]
-    if kinds != [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]:
+def _is_deconvolution(block: nn.Module) -> TypeGuard[nn.Sequential]:
+    if not isinstance(block, nn.Sequential):
+        return False
+    if [type(layer) for layer in block] != [nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU]:
         return False
     layer = block[0]
     assert isinstance(layer, nn.ConvTranspose2d)
@@ -72,25 +75,54 @@ def _is_deconvolution(block: nn.Sequential) -> bool:
     return geometry == ((4, 4), (2, 2), (1, 1), (0, 0), (1, 1), 1) and layer.bias is None
 
 
-def _as_pixel_shuffle(deconvolution: nn.Module, norm: nn.Module, relu: nn.Module) -> nn.Sequential:
-    """Output pixel 2 y + r sees input y + dy through kernel row r + 1 - 2 dy; likewise in x."""
-    assert isinstance(deconvolution, nn.ConvTranspose2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_var is not None
-    assert norm.running_mean is not None
-    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    weight = (deconvolution.weight * gain[None, :, None, None]).detach()
-    c_in, c_out = weight.shape[:2]
-    unfolded = weight.new_zeros(c_out, 2, 2, c_in, 3, 3)
-    taps = [(r, d, r + 1 - 2 * d) for r in (0, 1) for d in (-1, 0, 1) if 0 <= r + 1 - 2 * d < 4]
-    for row, dy, ky in taps:
-        for column, dx, kx in taps:
-            unfolded[:, row, column, :, dy + 1, dx + 1] = weight[:, :, ky, kx].T
-    convolution = nn.Conv2d(c_in, 4 * c_out, 3, padding=1).to(weight)
-    convolution.weight = nn.Parameter(unfolded.reshape(4 * c_out, c_in, 3, 3), requires_grad=False)
-    bias = (norm.bias - norm.running_mean * gain).detach()
-    convolution.bias = nn.Parameter(bias.repeat_interleave(4), requires_grad=False)
-    return nn.Sequential(convolution, relu, nn.PixelShuffle(2))
+class _PhaseHead(nn.Module):
+    """A stride-2 deconvolution and the 1 x 1 convolution after it, at the input's resolution.
+
+    Output pixel 2 y + r is made of the input rows y - 1 + r and y + r: for each of the four phases (r, s) a 2 x 2
+    convolution. All four are one convolution with padding 1, of which phase (r, s) is cut out at offset (r, s); so
+    nothing is multiplied by the zeros that a transposed convolution would put in between. The 1 x 1 convolution is
+    the same for every pixel: it comes before the phases are woven together, when there are only K maps to weave.
+    """
+
+    def __init__(self, block: nn.Sequential, head: nn.Conv2d) -> None:
+        super().__init__()
+        deconvolution, norm, self.relu = block
+        assert isinstance(deconvolution, nn.ConvTranspose2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        gain = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+        weight = deconvolution.weight.detach() * gain[None, :, None, None]
+        taps = [_taps(weight, r, s) for r, s in _PHASES]
+        self.phases = nn.Conv2d(weight.shape[0], 4 * weight.shape[1], 2, padding=1).to(weight)
+        self.phases.weight = _constant(torch.cat([tap.transpose(0, 1) for tap in taps]))
+        self.phases.bias = _constant((norm.bias.detach() - norm.running_mean * gain).repeat(4))
+        self.maps = nn.Conv2d(4 * weight.shape[1], 4 * head.out_channels, 1, groups=4).to(weight)
+        self.maps.weight = _constant(head.weight.detach().repeat(4, 1, 1, 1))
+        if head.bias is None:
+            self.maps.bias = None
+        else:
+            self.maps.bias = _constant(head.bias.detach().repeat(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, K, 2 h, 2 w)."""
+        height, width = x.shape[-2:]
+        maps = self.maps(self.relu(self.phases(x))).chunk(4, dim=1)
+        cut = [part[:, :, r : r + height, s : s + width] for part, (r, s) in zip(maps, _PHASES, strict=True)]
+        rows = [torch.stack(pair, dim=-1).flatten(-2) for pair in (cut[:2], cut[2:])]
+        return torch.stack(rows, dim=-2).flatten(-3, -2)
+
+
+_PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def _taps(weight: Tensor, row: int, column: int) -> Tensor:
+    """The 2 x 2 kernel of a phase: rows 3, 1 of the 4 x 4 one for r = 0, rows 2, 0 for r = 1; columns likewise."""
+    return weight[:, :, [3 - row, 1 - row]][:, :, :, [3 - column, 1 - column]]
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.contiguous(), requires_grad=False)
 
 
 class _FusedAttention(nn.Module):
@@ -109,7 +141,7 @@ class _FusedAttention(nn.Module):
         weight[:d] *= scale
         constant[..., :d] *= scale
         self.qkv = nn.Linear(d, 3 * d, bias=False).to(weight)
-        self.qkv.weight = nn.Parameter(weight, requires_grad=False)
+        self.qkv.weight = _constant(weight)
         self.register_buffer("constant", constant)
         self.out_proj = attention.out_proj
 
