@@ -57,6 +57,7 @@ class Comparison:
         self._baseline = baseline
         self._answers = {name: _Answers() for name in names}
         self._regions: list[NDArray[np.float64]] = []
+        self._areas: list[NDArray[np.float64]] = []
         self._clips: list[int | None] = []
         self._count = itertools.count()
 
@@ -66,6 +67,7 @@ class Comparison:
         crops: NDArray[np.uint8],
         names: CropNames,
         regions: NDArray[np.float64] | None = None,
+        areas_px: NDArray[np.float64] | None = None,
         clip: int | None = None,
     ) -> dict[str, tuple[Floats, Floats]]:
         """Add each variant's heatmaps (N, K, h, w) for the same crops.
@@ -75,6 +77,7 @@ class Comparison:
             crops: (N, H, W, 3) uint8 RGB.
             names: Of the N crops, for people.
             regions: (N, 4) where they are from, picture pixels; by default the crops stand for themselves.
+            areas_px: (N,) size of the people, square pixels; by default that of the regions without padding.
             clip: Crops that are added with the same number are of one person in consecutive frames.
 
         Returns:
@@ -92,7 +95,10 @@ class Comparison:
             answers.max_abs_error = max(answers.max_abs_error, float(np.abs(difference).max(initial=0)))
             answers.power += float(np.square(heatmaps[self._baseline]).sum())
             answers.noise += float(np.square(difference).sum())
-        self._regions.append(own if regions is None else regions)
+        regions = own if regions is None else regions
+        self._regions.append(regions)
+        padded = regions[:, 2] * regions[:, 3]
+        self._areas.append(padded / self._spec.crop_padding**2 if areas_px is None else areas_px)
         self._clips += [clip] * len(crops)
         self._keep_worst(crops, names)
         return {name: (answers.keypoints[-1], answers.scores[-1]) for name, answers in self._answers.items()}
@@ -115,7 +121,7 @@ class Comparison:
         found, similarity = self._found(truth_scores), self._similarity(truth, points)
         shift = np.linalg.norm(truth - points, axis=-1)
         crops = found.any(axis=1)
-        sizes = size_of(regions[:, 2] * regions[:, 3] / spec.crop_padding**2)
+        sizes = size_of(np.concatenate(self._areas))
         seen, seen_by_other = truth_scores >= spec.score_threshold, scores >= spec.score_threshold
         ratio = scores[found] / np.maximum(np.abs(truth_scores[found]), 1e-6)
         return Agreement(

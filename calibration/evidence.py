@@ -42,8 +42,8 @@ class Accuracy:
         stats: Everything that the protocol reports, by name, in ``unit``; -1 or NaN where undefined.
         joint_metric: What ``per_joint`` and ``per_size`` hold, for instance ``OKS`` or ``PCK@0.2``.
         per_joint: Joint name -> value in ``unit``; joints without labels are left out.
-        per_size: ``small``, ``medium``, ``large`` (COCO's limits, 32 x 32 and 96 x 96 pixels, on the crop without
-            its padding) -> value.
+        per_size: ``small``, ``medium``, ``large`` (COCO's limits, 32 x 32 and 96 x 96 pixels, on the annotated
+            area, else the box) -> value.
         reliability: Score bins -> share (0-100) of joints that are right: does a score keep its meaning?
         error_percentiles: 101 values: the 0th to 100th percentile of the distance to the truth, crop pixels.
         remarks: What a reader must know, for instance which joints had no counterpart.
@@ -179,6 +179,7 @@ class Validation:
         skeleton: Name of the model's skeleton.
         baseline: The variant that the others are compared with.
         flip: Whether the flip test was on.
+        score_threshold: Joints that score less count as not found.
         images, crops: How many were measured.
         skipped: Pictures that could not be read and count nowhere.
         rows: One per variant that ran.
@@ -202,18 +203,20 @@ class Validation:
     failed: Mapping[str, str] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     host_cpu_seconds: float = 0.0
+    score_threshold: float = 0.2
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def base(self) -> VariantEvidence:
-        """The baseline's row."""
-        return next(row for row in self.rows if row.variant == self.baseline)
+    def base(self) -> VariantEvidence | None:
+        """The baseline's row; None where it is not among them, as when only INT8 was converted."""
+        return next((row for row in self.rows if row.variant == self.baseline), None)
 
     def drop_of(self, row: VariantEvidence) -> float:
-        """How much worse a row is than the baseline: points or millimetres; 100 (1 - mean OKS) without labels."""
-        if row.accuracy is None or self.base.accuracy is None:
+        """How much worse a row is than the baseline: points or mm, or NaN; 100 (1 - mean OKS) without labels."""
+        if row.accuracy is None:
             return 100 * (1 - row.agreement.mean_oks)
-        return self.base.accuracy.drop_of(row.accuracy)
+        base = self.base
+        return math.nan if base is None or base.accuracy is None else base.accuracy.drop_of(row.accuracy)
 
 
 def evidence_dict(value: Any) -> Any:

@@ -89,19 +89,18 @@ def masked_mean(values: ArrayLike, mask: ArrayLike, axis: int | None = None) -> 
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]
 
 
-def pck(truth_xy: ArrayLike, other_xy: ArrayLike, visible: ArrayLike, reference_px: ArrayLike, share: float) -> Floats:
-    """Percentage of correct keypoints, per joint (Yang & Ramanan 2013): see :func:`within`.
+def pck(right: ArrayLike, labelled: ArrayLike, axis: int | None = None) -> Any:
+    """Percentage of correct keypoints (Yang & Ramanan, TPAMI 2013).
 
     Args:
-        truth_xy, other_xy: (N, K, 2) pixels.
-        visible: (N, K) whether the joint is labelled.
-        reference_px: (N,) torso or head length.
-        share: For instance 0.2.
+        right: (N, K) which joints are right: see :func:`within`.
+        labelled: (N, K) which joints are labelled.
+        axis: 0 for the K joints apart.
 
     Returns:
-        (K,) percent; NaN for a joint that is nowhere labelled.
+        Percent, or (K,) of them; NaN where nothing is labelled.
     """
-    return np.asarray(100 * masked_mean(within(truth_xy, other_xy, reference_px, share), visible, axis=0))
+    return 100 * masked_mean(right, labelled, axis)
 
 
 def drop_interval(baseline: ArrayLike, other: ArrayLike, counts: ArrayLike) -> tuple[float, float] | None:

@@ -113,12 +113,7 @@ def pck_3d(truth: ArrayLike, other: ArrayLike, threshold_mm: float = PCK_THRESHO
 
 def auc_3d(truth: ArrayLike, other: ArrayLike) -> float:
     """Mean of :func:`pck_3d` over ``AUC_THRESHOLDS_MM``, percent (Mehta et al., MPI-INF-3DHP, 3DV 2017)."""
-    return float(100 * _shares_below(joint_errors_mm(truth, other)).mean())
-
-
-def _shares_below(errors_mm: Floats) -> Floats:
-    """(31,) shares of the errors below each threshold of the AUC."""
-    return np.array([(errors_mm < threshold).mean() for threshold in AUC_THRESHOLDS_MM])
+    return float(np.mean([pck_3d(truth, other, threshold) for threshold in AUC_THRESHOLDS_MM]))
 
 
 def acceleration(keypoints: ArrayLike) -> Floats:
@@ -138,15 +133,17 @@ class _Sums:
     """What is left of the poses of one group: sums over poses, joints apart where it matters."""
 
     joints_mm: Floats
-    aligned_mm: float
-    below: Floats
+    aligned_mm: float = 0.0
+    pck: float = 0.0
+    auc: float = 0.0
     poses: int = 0
 
     def add(self, truth: Floats, other: Floats, pck_joints: list[int]) -> None:
-        errors = joint_errors_mm(truth, other)
-        self.joints_mm += errors.sum(axis=0)
+        counted = truth[:, pck_joints], other[:, pck_joints]
+        self.joints_mm += joint_errors_mm(truth, other).sum(axis=0)
         self.aligned_mm += p_mpjpe_mm(truth, other) * len(truth)
-        self.below += _shares_below(errors[:, pck_joints]) * len(truth)
+        self.pck += pck_3d(*counted) * len(truth)
+        self.auc += auc_3d(*counted) * len(truth)
         self.poses += len(truth)
 
 
@@ -190,8 +187,7 @@ class LiftingScorer:
             self._sums(clip.group).add(truth[valid], answer[valid], self._pck_joints)
 
     def _sums(self, group: str) -> _Sums:
-        empty = _Sums(np.zeros(len(self._joints)), 0.0, np.zeros(len(AUC_THRESHOLDS_MM)))
-        return self._groups.setdefault(group, empty)
+        return self._groups.setdefault(group, _Sums(np.zeros(len(self._joints))))
 
     def result(self) -> Accuracy:
         """The verdict on all that was added; 3DPCK and AUC are percent, the others millimetres.
@@ -203,7 +199,6 @@ class LiftingScorer:
             raise DatasetError("no valid frame to score: check the split and the limit")
         groups = list(self._groups.values())
         joints_mm = np.mean([sums.joints_mm / sums.poses for sums in groups], axis=0)
-        shares = 100 * np.mean([sums.below / sums.poses for sums in groups], axis=0)
         return Accuracy(
             metric="MPJPE",
             value=float(joints_mm.mean()),
@@ -213,8 +208,8 @@ class LiftingScorer:
             stats={
                 "MPJPE": float(joints_mm.mean()),
                 "P-MPJPE": float(np.mean([sums.aligned_mm / sums.poses for sums in groups])),
-                "3DPCK": float(shares[AUC_THRESHOLDS_MM.index(PCK_THRESHOLD_MM)]),
-                "AUC": float(shares.mean()),
+                "3DPCK": float(np.mean([sums.pck / sums.poses for sums in groups])),
+                "AUC": float(np.mean([sums.auc / sums.poses for sums in groups])),
             },
             joint_metric="MPJPE",
             per_joint=self._by_name(joints_mm),

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,9 @@ from edgepose.geometry import regions_from_boxes, scale_and_shift
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
 from edgepose.tracking import looks_like_a_person, next_region
-from edgepose.types import Poses
+from edgepose.types import Engine, Poses
 
 __all__ = ["validate"]
-
-_SEARCH = "search"
 
 Progress = Callable[[int, int], None]
 Regions = NDArray[np.float64]
@@ -61,16 +60,17 @@ def validate(
         EngineError: The baseline failed. Another variant that fails is left out, with the reason.
     """
     total = min(limit or len(data), len(data))
-    run = _Run(estimators, data, baseline, flip, batch)
     with _Cpu() as cpu:
-        run.cpu = cpu
-        for done, (picture, image, read_s) in enumerate(_read_ahead(data.pictures(limit), workers), start=1):
+        run = _Run(estimators, data, baseline, flip, batch, cpu)
+        for done, (picture, image, read_s) in enumerate(
+            _read_ahead(data.pictures(limit), workers, _is_video(data)), start=1
+        ):
             cpu.readers += read_s
             run.add(picture, image)
             progress(done, total)
         if not run.crops:
-            where = f"none of the {total} pictures can be read" if run.skipped else "there is nobody to crop"
-            raise DatasetError(f"{data.path}: {where}")
+            unread = f", {len(run.skipped)} could not be read ({', '.join(run.skipped[:10])})" if run.skipped else ""
+            raise DatasetError(f"{data.path}: nobody to crop on {total} pictures{unread}: check files, boxes and limit")
         rows = run.rows()
     return Validation(
         kind=data.kind,
@@ -80,6 +80,7 @@ def validate(
         skeleton=estimators[baseline].spec.skeleton,
         baseline=baseline,
         flip=flip,
+        score_threshold=run.spec.score_threshold,
         images=run.images,
         crops=run.crops,
         skipped=tuple(run.skipped),
@@ -118,7 +119,7 @@ class _Run:
     baseline: str
     flip: bool
     batch: int
-    cpu: _Cpu = field(default_factory=_Cpu)
+    cpu: _Cpu
     images: int = 0
     crops: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -126,18 +127,20 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.spec = self.estimators[self.baseline].spec
-        self._running = dict(self.estimators)
+        self._running = {name: _timed(estimator, self.cpu) for name, estimator in self.estimators.items()}
         scorers = {name: self.data.scorer(self.spec) for name in self.estimators}
         self._scorers: dict[str, Scorer] = {name: scorer for name, scorer in scorers.items() if scorer is not None}
         self._comparison = Comparison(self.spec, tuple(self.estimators), self.baseline)
-        self._seconds = dict.fromkeys([*self.estimators, _SEARCH], 0.0)
-        self._finder = _RegionFinder(self.estimators[self.baseline])
+        self._seconds = dict.fromkeys(self.estimators, 0.0)
+        self._finder = _RegionFinder(self._running[self.baseline])
+        self._clips: dict[tuple[int, int], int] = {}
 
     def add(self, picture: Picture, image: Image | None) -> None:
         """Run every variant on a picture's people."""
         if image is None:
             self.skipped.append(picture.name)
             return
+        picture = self._with_gaps(picture)
         regions = self._regions(picture, image)
         answers = self._answers(picture, image, regions)
         for name in self._running:
@@ -170,21 +173,29 @@ class _Run:
         base, other = self._scorers[self.baseline].people(), self._scorers[name].people()
         return None if base is None or other is None else drop_interval(base[0], other[0], base[1])
 
+    def _with_gaps(self, picture: Picture) -> Picture:
+        """A picture that could not be read ends its clip: those before and after it do not follow each other."""
+        if picture.clip is None:
+            return picture
+        key = picture.clip, len(self.skipped)
+        return replace(picture, clip=self._clips.setdefault(key, len(self._clips)))
+
     def _regions(self, picture: Picture, image: Image) -> Regions:
         if picture.boxes_xywh is None:
-            with self._timed(_SEARCH):
-                return self._finder(picture, image)
+            return self._finder(picture, image)
         return regions_from_boxes(picture.boxes_xywh, self.spec.aspect, self.spec.crop_padding)
 
     def _answers(self, picture: Picture, image: Image, regions: Regions) -> Mapping[str, _Answer]:
         """Keypoints in picture pixels and scores of all of a picture's people, by variant."""
         joints = len(self.spec.joints.joints)
+        areas = picture.person_areas(regions, self.spec.crop_padding)
         parts: dict[str, list[_Answer]] = {name: [] for name in self.estimators}
         for start in range(0, len(regions), self.batch):
             part = regions[start : start + self.batch]
             crops = crop(image, part, self.spec.input_wh)
             names = tuple(f"{picture.name}#{start + i}" if len(regions) > 1 else picture.name for i in range(len(part)))
-            found = self._comparison.add(self._heatmaps(crops), crops, names, part, picture.clip)
+            part_areas = areas[start : start + self.batch]
+            found = self._comparison.add(self._heatmaps(crops), crops, names, part, part_areas, picture.clip)
             scale, shift = scale_and_shift(part, self.spec.input_wh)
             for name, (keypoints, scores) in found.items():
                 in_picture = (keypoints * scale[:, None, None] + shift[:, None]).astype(np.float32)
@@ -196,9 +207,10 @@ class _Run:
         """Every variant's; one that fails is left out from here on."""
         heatmaps = {}
         for name, estimator in tuple(self._running.items()):
+            start = time.perf_counter()
             try:
-                with self._timed(name):
-                    heatmaps[name] = estimator.heatmaps(crops, self.flip)
+                heatmaps[name] = estimator.heatmaps(crops, self.flip)
+                self._seconds[name] += time.perf_counter() - start
             except EngineError as error:
                 if name == self.baseline:
                     raise
@@ -206,11 +218,13 @@ class _Run:
                 self.failed[name] = f"{error} (after {self.crops} crops)"
         return heatmaps
 
-    def _timed(self, name: str) -> _Stopwatch:
-        return _Stopwatch(self._seconds, name, self.cpu)
-
 
 _Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def _is_video(data: PictureData) -> bool:
+    first = next(iter(data.pictures(1)), None)
+    return first is not None and first.clip is not None
 
 
 def _joined(answers: list[_Answer]) -> _Answer:
@@ -218,21 +232,34 @@ def _joined(answers: list[_Answer]) -> _Answer:
     return np.concatenate(keypoints), np.concatenate(scores)
 
 
-@dataclass
-class _Stopwatch:
-    """Adds the block's wall time to a variant's seconds, and this thread's CPU time to the engines'."""
+def _timed(estimator: Estimator, cpu: _Cpu) -> Estimator:
+    """The same estimator, whose engine's CPU time on this thread is counted."""
+    return Estimator(_TimedEngine(estimator.engine, cpu), estimator.spec, estimator.variant)
 
-    seconds: dict[str, float]
-    name: str
-    cpu: _Cpu
 
-    def __enter__(self) -> None:
-        self._start = time.perf_counter(), time.thread_time()
+class _TimedEngine:
+    """An engine that adds this thread's time in ``run`` to the engines' CPU time."""
 
-    def __exit__(self, *_: object) -> None:
-        wall, thread = self._start
-        self.seconds[self.name] += time.perf_counter() - wall
-        self.cpu.engines += time.thread_time() - thread
+    def __init__(self, engine: Engine, cpu: _Cpu) -> None:
+        self._engine, self._cpu = engine, cpu
+        self.name, self.device, self.metadata = engine.name, engine.device, engine.metadata
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """See :class:`edgepose.types.Engine`."""
+        start = time.thread_time()
+        try:
+            return self._engine.run(feeds)
+        finally:
+            self._cpu.engines += time.thread_time() - start
+
+    def placement(self) -> dict[str, int]:
+        """See :class:`edgepose.types.Engine`."""
+        return self._engine.placement()
+
+    def close(self) -> None:
+        """See :class:`edgepose.types.Engine`."""
+        self._engine.close()
 
 
 class _RegionFinder:
@@ -261,10 +288,13 @@ class _RegionFinder:
 _Read = tuple[Picture, Image | None, float]
 
 
-def _read_ahead(pictures: Iterable[Picture], workers: int) -> Iterator[_Read]:
-    """Pictures in order, their pixels, and the CPU seconds that reading took; only a few are in memory at a time."""
+def _read_ahead(pictures: Iterable[Picture], workers: int, video: bool) -> Iterator[_Read]:
+    """Pictures in order, their pixels, and the CPU seconds that reading took; only a few are in memory at a time.
+
+    One thread reads a video: several would make it seek back and forth.
+    """
     waiting: deque[Future[_Read]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+    with ThreadPoolExecutor(1 if video else workers, thread_name_prefix="read") as pool:
         for picture in pictures:
             waiting.append(pool.submit(_read, picture))
             if len(waiting) > 2 * workers:

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: export, quantize, verify, and write it all or nothing."""
+"""A checkpoint becomes a bundle: rewrite, export, quantize, verify, and write it all or nothing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,30 +18,32 @@ from edgepose.bundle import BundleWriter, Golden, Variant, parse_variant
 from edgepose.calibration.agreement import Comparison, compare_on_crops
 from edgepose.calibration.datasets.base import PictureData
 from edgepose.calibration.datasets.registry import open_pictures
-from edgepose.calibration.evidence import Agreement, Validation, VariantEvidence
-from edgepose.calibration.report.html import report_html
-from edgepose.calibration.report.write import evidence
+from edgepose.calibration.evidence import Agreement
 from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
+from edgepose.converters import records
+from edgepose.converters.budget import Budget, Judge, meet_budget, rank_blocks
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
-from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
-from edgepose.converters.quantize import DEFAULT_RECIPE, Recipe, quantize_onnx
-from edgepose.errors import ConversionError
-from edgepose.machine import RUNTIME_PACKAGES, machine, versions
+from edgepose.converters.onnx import export_onnx
+from edgepose.converters.quantize import linear_layers
+from edgepose.converters.recipes import Recipe, default_recipe
+from edgepose.converters.rewrite import rewrite
+from edgepose.converters.variants import Job, VariantRow, get_variant
+from edgepose.errors import ConversionError, GateError
 from edgepose.pipeline import Estimator
-from edgepose.runtimes.load import load
+from edgepose.runtimes.latency import measure_latency
+from edgepose.runtimes.load import load_file
 from edgepose.types import ModelSpec
 
-__all__ = ["CALIBRATED", "Conversion", "ConversionRow", "Progress", "convert"]
+__all__ = ["Conversion", "ConversionRow", "Crops", "Progress", "convert"]
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much of it is done, and out of how much (0: unknown)."""
 
-CALIBRATED = ("int8",)
-"""Precisions that need calibration pictures."""
-
-_TOOLS = ("torch", "onnx", "onnxscript", "nncf")
+_BASELINE = "onnx-fp32"
 _GOLDEN = 4
+_RANKED_ON = 16  # crops to calibrate a single block with: enough to rank by
+_ROUNDS = 40
 _VERIFY = 32
 _FP32_TOLERANCE = 1e-3  # relative RMS: float32 rounding moves single pixels of an untrained model by more
 
@@ -71,8 +71,8 @@ class Conversion:
 
 
 @dataclass(frozen=True)
-class _Crops:
-    """Crops for the quantizer, and others for the verdict."""
+class Crops:
+    """Crops (N, H, W, 3) uint8 RGB for the quantizer, and others for the verdict."""
 
     calibrate: NDArray[np.uint8]
     verify: NDArray[np.uint8]
@@ -93,7 +93,9 @@ def convert(
     calibration: Path | None = None,
     calibration_size: int = 128,
     seed: int = 0,
-    recipe: Recipe = DEFAULT_RECIPE,
+    recipes: Mapping[str, Recipe] | None = None,
+    budget: Budget | None = None,
+    keep_fastest: bool = False,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Conversion:
@@ -102,98 +104,208 @@ def convert(
     Args:
         checkpoint: The model with its weights.
         output: The bundle's folder. It appears when everything has succeeded, and not before.
-        variants: Names such as ``onnx-fp32``, ``onnx-int8``.
-        calibration: Annotations, images or a video; needed for INT8. Up to 32 crops beyond
+        variants: Names such as ``onnx-fp32``, ``openvino-int8``.
+        calibration: Any data set, images or a video; needed for INT8. Up to 32 crops beyond
             ``calibration_size`` are held back to verify with, at least a fifth where there are not enough.
         calibration_size: How many crops the quantizer sees.
         seed: Seed of the choice of crops.
-        recipe: How to quantize.
+        recipes: How to quantize, by engine; by default the recipe for this machine's instruction sets.
+        budget: What may be lost; where INT8 loses more, the layers that hurt most are put back to float.
+        keep_fastest: Of each format keep the variant alone that is fastest here, within the budget.
         force: Replace a bundle that is there.
         progress: Told about each stage.
 
     Raises:
         ConversionError: A variant is not supported, needs calibration, or is off.
+        GateError: A variant cannot be kept within the budget.
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
-    _check_variants(variants, calibration)
+    rows = _checked(variants, calibration)
     data = open_pictures(calibration) if calibration is not None else None
-    spec = checkpoint.row.spec
-    with (
-        bundles.create(output, force=force) as writer,
-        tempfile.TemporaryDirectory(prefix="edgepose-") as scratch,
-    ):
+    with bundles.create(output, force=force) as writer, tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
         clock = _Clock()
-        fp32_file = (writer.folder if "onnx-fp32" in variants else Path(scratch)) / "onnx-fp32.onnx"
-        with clock.time("onnx-fp32"):
-            progress("export to ONNX", 0, 0)
-            export_onnx(checkpoint.model, spec, fp32_file, _origin(checkpoint, "onnx-fp32", recipe))
-        fp32 = load(fp32_file)
-        crops = _collect(data, spec, fp32, calibration_size, seed, progress)
+        source = Path(scratch) / "source.onnx"
+        with clock.time(_BASELINE):
+            progress("rewrite and export to ONNX", 0, 0)
+            origin = records.origin(checkpoint, get_variant(_BASELINE), Recipe("none"))
+            export_onnx(rewrite(checkpoint.model), checkpoint.row.spec, source, origin)
+        fp32 = load_file(source)
+        crops = _collect(data, checkpoint.row.spec, fp32, calibration_size, seed, progress)
         progress("compare ONNX with torch", 0, 0)
         golden, torch_error = _golden(checkpoint, fp32, crops.verify)
-        if "onnx-int8" in variants:
-            with clock.time("onnx-int8"):
-                progress("quantize to INT8", 0, 0)
-                quantized = quantize_onnx(
-                    load_onnx(fp32_file),
-                    crops.calibrate,
-                    recipe,
-                    lambda samples: progress(f"quantize to INT8: {samples} samples measured", 0, 0),
-                )
-                origin = _origin(checkpoint, "onnx-int8", recipe)
-                save_onnx(quantized, spec, writer.folder / "onnx-int8.onnx", origin)
-        estimators = {"onnx-fp32": fp32}
-        estimators |= {name: load(writer.folder / f"{name}.onnx") for name in variants if name not in estimators}
-        comparison = compare_on_crops(
-            estimators,
-            crops.verify,
-            crops.verify_names,
-            "onnx-fp32",
-            lambda done, total: progress("verify on crops held back", done, total),
-        )
-        agreements = comparison.result()
-        rows, made = [], []
-        for name in variants:
-            file = writer.folder / f"{name}.onnx"
-            error = golden.error_of(estimators[name].heatmaps(golden.image))
-            made.append(Variant(name, (file.name,), _recipe_of(name, recipe), round(error, 6)))
-            rows.append(ConversionRow(name, file.stat().st_size / 1e6, agreements[name], clock.seconds[name]))
+        judge = Judge(fp32, crops.verify, budget) if budget else None
+        made = _Making(checkpoint, writer, source, crops, golden, recipes or {}, judge, clock, progress)
+        for row in rows:
+            made.make(row, required=not keep_fastest)
+        if keep_fastest:
+            made.keep_fastest()
+        estimators = {_BASELINE: fp32, **made.estimators}
+        comparison = _compare(estimators, crops, progress)
+        results = made.results(comparison.result())
         progress("write the bundle", 0, 0)
         writer.write_golden(golden)
-        writer.write_json("calibration.json", _calibration_record(crops))
-        provenance = _provenance(checkpoint, seed, torch_error, calibration_size, data is not None)
-        _write_evidence(writer, _validation(spec, crops, estimators, comparison, rows), provenance)
-        writer.finish(spec, made, provenance)
+        writer.write_json("calibration.json", records.calibration(crops))
+        provenance = records.provenance(checkpoint, seed, torch_error, calibration_size, data is not None)
+        validation = records.validation(checkpoint.row.spec, crops, estimators, comparison, results)
+        records.write_evidence(writer, validation, provenance)
+        writer.finish(checkpoint.row.spec, made.variants, provenance)
     return Conversion(
         bundle=output,
-        rows=tuple(rows),
-        calibrated_on=len(crops.calibrate) if "onnx-int8" in variants else 0,
+        rows=tuple(results),
+        calibrated_on=len(crops.calibrate) if any(row.calibrated for row in rows) else 0,
         verified_on=len(crops.verify),
         torch_max_abs_error=torch_error,
-        notes=checkpoint.notes + _notes(crops),
+        notes=checkpoint.notes + records.notes(crops) + tuple(made.notes),
     )
 
 
-def _check_variants(variants: Sequence[str], calibration: Path | None) -> None:
-    supported = ("onnx-fp32", "onnx-int8")
-    for name in variants:
-        parse_variant(name)
-        if name not in supported:
-            raise ConversionError(f"{name}: this version converts to {', '.join(supported)}")
-        if parse_variant(name)[1] in CALIBRATED and calibration is None:
-            raise ConversionError(f"{name}: needs pictures to calibrate with: --calib FOLDER, VIDEO or COCO.json")
-    if not variants:
-        raise ConversionError(f"nothing to convert to: choose from {', '.join(supported)}")
+@dataclass
+class _Making:
+    """The variants, one after the other."""
+
+    checkpoint: Checkpoint
+    writer: BundleWriter
+    source: Path
+    crops: Crops
+    golden: Golden
+    recipes: Mapping[str, Recipe]
+    judge: Judge | None
+    clock: _Clock
+    progress: Progress
+    notes: list[str] = field(default_factory=list)
+    variants: list[Variant] = field(default_factory=list)
+    estimators: dict[str, Estimator] = field(default_factory=dict)
+
+    def make(self, row: VariantRow, *, required: bool = True) -> None:
+        """Make one, and see whether it keeps the budget; if it is not required it may fail, and a note says so."""
+        recipe = self.recipes.get(row.engine) or default_recipe(row.engine)
+        self.progress(f"make {row.name}", 0, 0)
+        try:
+            with self.clock.time(row.name):
+                estimator = self._load(row, recipe, self._path(row))
+                if self.judge and not self.judge.keeps(estimator):
+                    recipe = self._search(row, recipe, self.judge, self.judge.drop_of(estimator))
+                    estimator = self._load(row, recipe, self._path(row))
+        except GateError as error:
+            if required:
+                raise
+            self.notes.append(f"{row.name} is left out: {error}")
+            self._remove(row)
+            return
+        off = self.golden.error_of(estimator.heatmaps(self.golden.image))
+        self.estimators[row.name] = estimator
+        self.variants.append(Variant(row.name, row.files, row.recipe(recipe), round(off, 6)))
+
+    def keep_fastest(self) -> None:
+        """Of each format leave the variant whose median is lowest here; the others go, and notes say by how much."""
+        rows = measure_latency(self.estimators, iterations=_ROUNDS, warmup=3)
+        milliseconds = {row.variant: row.infer_ms for row in rows}
+        for form in dict.fromkeys(parse_variant(name)[0] for name in milliseconds):
+            names = [name for name in milliseconds if parse_variant(name)[0] == form]
+            best = min(names, key=lambda name: milliseconds[name])
+            self.notes.append(f"{best} is the fastest {form} model within the budget: {milliseconds[best]:.1f} ms")
+            for name in names:
+                if name != best:
+                    self.notes.append(f"{name} is left out: {milliseconds[name]:.1f} ms")
+                    self._remove(get_variant(name))
+
+    def _path(self, row: VariantRow) -> Path:
+        return self.writer.folder / row.files[0]
+
+    def _load(self, row: VariantRow, recipe: Recipe, path: Path, crops: int | None = None) -> Estimator:
+        """Write a file by a recipe, and load it."""
+        row.make(
+            Job(
+                source=self.source,
+                path=path,
+                spec=self.checkpoint.row.spec,
+                origin=records.origin(self.checkpoint, row, recipe),
+                recipe=recipe,
+                crops=self.crops.calibrate[:crops],
+                progress=lambda samples: self.progress(f"make {row.name}: {samples} samples measured", 0, 0),
+            )
+        )
+        return load_file(path)
+
+    def _search(self, row: VariantRow, recipe: Recipe, judge: Judge, drop: float) -> Recipe:
+        """A recipe that keeps the budget, with as few blocks in float as the search finds."""
+        if not row.calibrated:
+            raise GateError(
+                f"{row.name} loses {drop:.2f} points, {judge.max_drop:g} are allowed: there is no way round"
+            )
+        candidate = self.source.with_name(f"candidate{row.suffixes[0]}")
+        layers = linear_layers(row.read(self.source))
+        ranking = rank_blocks(
+            lambda alone: self._load(row, alone, candidate, _RANKED_ON),
+            recipe,
+            layers,
+            judge.drop_of,
+            lambda done, total: self.progress(f"{row.name} loses {drop:.2f} points, rank its blocks", done, total),
+        )
+        found = meet_budget(
+            lambda some: self._load(row, some, candidate),
+            recipe,
+            ranking,
+            judge.drop_of,
+            judge.latency_of,
+            judge.max_drop,
+            lambda attempt: self.notes.append(f"{row.name}: {attempt}"),
+        )
+        blocks = len(found.recipe.float_layers) - len(recipe.float_layers)
+        self.notes.append(
+            f"{row.name}: lost {drop:.2f} points, {judge.max_drop:g} allowed; {blocks} layers are float now"
+        )
+        return found.recipe
+
+    def _remove(self, row: VariantRow) -> None:
+        for file in row.files:
+            (self.writer.folder / file).unlink(missing_ok=True)
+        self.variants = [variant for variant in self.variants if variant.name != row.name]
+        estimator = self.estimators.pop(row.name, None)
+        if estimator:
+            estimator.close()
+
+    def results(self, agreements: Mapping[str, Agreement]) -> list[ConversionRow]:
+        """One row for each."""
+        return [
+            ConversionRow(
+                variant=variant.name,
+                megabytes=sum((self.writer.folder / file).stat().st_size for file in variant.files) / 1e6,
+                agreement=agreements[variant.name],
+                seconds=self.clock.seconds[variant.name],
+            )
+            for variant in self.variants
+        ]
+
+
+def _checked(variants: Sequence[str], calibration: Path | None) -> list[VariantRow]:
+    rows = [get_variant(name) for name in variants]
+    for row in rows:
+        if row.calibrated and calibration is None:
+            raise ConversionError(f"{row.name}: needs pictures to calibrate with: --calib FOLDER, VIDEO or COCO.json")
+    if not rows:
+        raise ConversionError("nothing to convert to: name a format and a precision")
+    return rows
+
+
+def _compare(estimators: Mapping[str, Estimator], crops: Crops, progress: Progress) -> Comparison:
+    return compare_on_crops(
+        estimators,
+        crops.verify,
+        crops.verify_names,
+        _BASELINE,
+        lambda done, total: progress("verify on crops held back", done, total),
+    )
 
 
 def _collect(
     data: PictureData | None, spec: ModelSpec, fp32: Estimator, size: int, seed: int, progress: Progress
-) -> _Crops:
+) -> Crops:
     """Crops to calibrate and verify with; seeded noise to verify with where no pictures are given."""
     if data is None:
         width, height = spec.input_wh
         noise = np.random.default_rng(seed).integers(0, 256, (MIN_SAMPLES, height, width, 3), dtype=np.uint8)
-        return _Crops(noise[:0], noise, None)
+        return Crops(noise[:0], noise, None)
     found = collect(
         data,
         spec,
@@ -205,7 +317,7 @@ def _collect(
     )
     spare = len(found.crops) - MIN_SAMPLES
     held_back = min(_VERIFY, max(len(found.crops) - size, len(found.crops) // 5, _GOLDEN), max(spare, 1))
-    return _Crops(found.crops[held_back:], found.crops[:held_back], found)
+    return Crops(found.crops[held_back:], found.crops[:held_back], found)
 
 
 def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -> tuple[Golden, float]:
@@ -223,101 +335,8 @@ def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -
     return golden, float(np.abs(exported - golden.heatmaps).max())
 
 
-def _validation(
-    spec: ModelSpec,
-    crops: _Crops,
-    estimators: Mapping[str, Estimator],
-    comparison: Comparison,
-    rows: Sequence[ConversionRow],
-) -> Validation:
-    """What the conversion itself found out, in the words of every later validation."""
-    origin = crops.origin
-    return Validation(
-        kind="crops held back from calibration" if origin else "noise",
-        data=origin.source if origin else "seeded noise",
-        data_sha256=origin.source_sha256 if origin else {},
-        boxes="as for calibration",
-        skeleton=spec.skeleton,
-        baseline="onnx-fp32",
-        flip=False,
-        images=len(crops.verify),
-        crops=len(crops.verify),
-        skipped=tuple(origin.skipped) if origin else (),
-        rows=tuple(
-            VariantEvidence(
-                variant=row.variant,
-                engine=f"{estimators[row.variant].engine.name} {estimators[row.variant].engine.device}",
-                accuracy=None,
-                agreement=row.agreement,
-                seconds=row.seconds,
-                worst=comparison.exhibits(row.variant),
-                megabytes=row.megabytes,
-            )
-            for row in rows
-        ),
-    )
-
-
-def _write_evidence(writer: BundleWriter, validation: Validation, provenance: Mapping[str, Any]) -> None:
-    """``evidence.json`` and ``report.html``: agreement with FP32; ``edgepose validate`` adds accuracy elsewhere."""
-    facts = {"machine": machine(), "converted": provenance}
-    writer.write_json("evidence.json", evidence(validation, facts, None))
-    writer.write_text("report.html", report_html(validation, facts, None))
-
-
-def _recipe_of(name: str, recipe: Recipe) -> dict[str, Any]:
-    export = {"exporter": "torch.onnx dynamo", "opset": OPSET}
-    return export | ({"quantizer": recipe.to_dict()} if name == "onnx-int8" else {})
-
-
-def _calibration_record(crops: _Crops) -> dict[str, Any]:
-    if crops.origin is None:
-        return {"source": None, "count": 0, "verified_on": len(crops.verify), "note": "no pictures: seeded noise"}
-    return crops.origin.to_dict() | {"calibrated_on": len(crops.calibrate), "verified_on": len(crops.verify)}
-
-
-def _provenance(
-    checkpoint: Checkpoint, seed: int, torch_error: float, calibration_size: int, calibrated: bool
-) -> dict[str, Any]:
-    width, height = checkpoint.row.spec.input_wh
-    return {
-        "model": checkpoint.row.name,
-        "checkpoint": dict(checkpoint.source),
-        "notes": list(checkpoint.notes),
-        "seed": seed,
-        "request": {"input_hw": [height, width], "calibration_size": calibration_size, "calibrated": calibrated},
-        "torch_max_abs_error": torch_error,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions((*RUNTIME_PACKAGES, *_TOOLS)),
-    }
-
-
-def _origin(checkpoint: Checkpoint, variant: str, recipe: Recipe) -> dict[str, Any]:
-    """What a lone file tells of where it comes from; nothing that differs from run to run."""
-    return {
-        "checkpoint": dict(checkpoint.source),
-        "recipe": _recipe_of(variant, recipe),
-        "versions": versions(("edgepose", *_TOOLS)),
-    }
-
-
-def _notes(crops: _Crops) -> tuple[str, ...]:
-    origin = crops.origin
-    if origin is None:
-        return ("no --calib: verified on seeded noise, not on pictures",)
-    notes = []
-    if origin.skipped:
-        notes.append(f"{len(origin.skipped)} calibration files could not be read: {', '.join(origin.skipped[:3])}")
-    if origin.without_person:
-        notes.append(
-            f"{origin.without_person} of {len(origin.crops)} crops show nobody whom the model recognises: "
-            "give footage with more people in it, or annotations"
-        )
-    return tuple(notes)
-
-
 class _Clock:
-    """Seconds per name."""
+    """Seconds per name, added up."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -327,4 +346,4 @@ class _Clock:
         """Measure a block."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,12 +61,15 @@ def export_onnx(
                 input_names=[spec.input.name],
                 output_names=[spec.output.name],
                 dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ConversionError(f"{spec.name}: torch.onnx cannot export it ({error})") from error
         assert program is not None
-        onnxscript.optimizer.optimize_ir(program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+        onnxscript.optimizer.optimize_ir(
+            program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES, should_fold=_unless_larger
+        )
     proto = _stripped(program.model_proto)
     save_onnx(proto, spec, path, origin)
     return proto
@@ -96,12 +101,34 @@ def describe_difference(was: Path, now: Path) -> str:
 
 
 def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what differs from machine to machine, its nodes named by the module that they come from."""
     graph = proto.graph
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        name = f"{_module_of(node)}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
     holders = [graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
     for holder in holders:
         holder.doc_string = ""
         del holder.metadata_props[:]
     return proto
+
+
+def _unless_larger(node: Any) -> bool | None:
+    """Sums of small tables that make a large one are left to the engine, which folds them when it loads the model."""
+    return False if node.op_type == "Add" and node.outputs[0].dtype == onnx.TensorProto.FLOAT else None
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """For instance ``global_encoder.layers.0.linear1``, from the exporter's notes."""
+    notes = {note.key: note.value for note in node.metadata_props}
+    try:
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (SyntaxError, ValueError):
+        scopes = []
+    modules = [str(scope) for scope in scopes[:-1] if str(scope).startswith("model.")]
+    return modules[-1].removeprefix("model.") if modules else "contract"
 
 
 @contextlib.contextmanager

@@ -1,98 +1,117 @@
-"""FP32 ONNX -> INT8 ONNX with NNCF, by a named recipe."""
+"""FP32 -> INT8 with NNCF, by a recipe: ONNX and OpenVINO models alike."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgepose.converters.qdq import close_residuals
+from edgepose.converters.recipes import Recipe
 from edgepose.errors import ConversionError
+from edgepose.runtimes.openvino import import_openvino, usage_statistics_blocked
 
-__all__ = ["DEFAULT_RECIPE", "Recipe", "quantize_onnx"]
+__all__ = ["linear_layers", "quantize"]
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is quantized; saved in the manifest.
-
-    Attributes:
-        name: For people and manifests.
-        model_type: ``transformer`` adds SmoothQuant and leaves softmax and LayerNorm in float.
-        preset: ``mixed`` (asymmetric activations) or ``performance`` (symmetric).
-        fast_bias_correction: Shift biases by the mean quantization error instead of re-measuring layer by layer.
-    """
-
-    name: str = "nncf-transformer-mixed"
-    model_type: str = "transformer"
-    preset: str = "mixed"
-    fast_bias_correction: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        return asdict(self)
+Samples = Callable[[int], None]
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
-DEFAULT_RECIPE = Recipe()
-
-
-def quantize_onnx(
-    model: onnx.ModelProto,
-    crops: NDArray[np.uint8],
-    recipe: Recipe = DEFAULT_RECIPE,
-    progress: Callable[[int], None] = lambda samples: None,
-) -> onnx.ModelProto:
+def quantize(model: Any, crops: NDArray[np.uint8], recipe: Recipe, progress: Samples = lambda samples: None) -> Any:
     """Quantize weights and activations to 8 bits with calibration crops.
 
     Args:
-        model: FP32, with the ``image`` input of the I/O contract.
+        model: FP32, an ``onnx.ModelProto`` or an ``openvino.Model`` with the contract's ``image`` input. It may
+            be changed.
         crops: (N, H, W, 3) uint8 RGB; every one is used.
         recipe: What to quantize, and how.
         progress: Told how many samples have passed through the model; NNCF passes over them more than once.
 
+    Returns:
+        A model of the same kind.
+
     Raises:
-        ConversionError: NNCF cannot quantize the model.
+        ConversionError: NNCF cannot quantize the model, or the recipe names layers that it does not have.
     """
     nncf = _nncf()
+    is_onnx = isinstance(model, onnx.ModelProto)
     seen = 0
 
-    def feed(crop: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    def feed(crop: NDArray[np.uint8]) -> Any:
         nonlocal seen
         seen += 1
         progress(seen)
-        return {model.graph.input[0].name: crop[None]}
+        return {model.graph.input[0].name: crop[None]} if is_onnx else crop[None]
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            quantized: onnx.ModelProto = nncf.quantize(
+            quantized = nncf.quantize(
                 model,
                 nncf.Dataset(list(crops), feed),
                 subset_size=len(crops),
                 model_type=nncf.ModelType(recipe.model_type),
                 preset=nncf.QuantizationPreset(recipe.preset),
-                fast_bias_correction=recipe.fast_bias_correction,
+                fast_bias_correction=recipe.bias_correction != "accurate",
+                ignored_scope=nncf.IgnoredScope(names=_float_layers(model, recipe)),
+                advanced_parameters=_advanced(nncf, recipe),
             )
     except Exception as error:  # NNCF raises many types, with no common base but Exception
         raise ConversionError(f"NNCF cannot quantize this model ({type(error).__name__}: {error})") from error
-    return quantized
+    return close_residuals(quantized, crops) if is_onnx and recipe.close_residuals else quantized
+
+
+def linear_layers(model: Any) -> list[str]:
+    """Names of the layers with weights, in the order of the graph: what a search may put back to float."""
+    return [name for name, kind, weighted in _operations(model) if weighted and kind in _WEIGHTED]
+
+
+def _float_layers(model: Any, recipe: Recipe) -> list[str]:
+    """What the recipe leaves in float, by name; attention's products are those of two activations."""
+    attention = [name for name, kind, weighted in _operations(model) if kind == "MatMul" and not weighted]
+    return [*recipe.float_layers, *(attention if recipe.float_attention else [])]
+
+
+def _operations(model: Any) -> list[tuple[str, str, bool]]:
+    """Name, type, and whether the second operand is a constant, of every node with two operands."""
+    if isinstance(model, onnx.ModelProto):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        return [(n.name, n.op_type, n.input[1] in constants) for n in model.graph.node if len(n.input) > 1]
+    return [
+        (op.get_friendly_name(), op.get_type_name(), _is_constant(op.input_value(1).get_node()))
+        for op in model.get_ordered_ops()
+        if op.get_input_size() > 1
+    ]
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether a node is a constant, perhaps one that is stored in 16 bits."""
+    if node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
+
+
+def _advanced(nncf: Any, recipe: Recipe) -> Any:
+    narrow = nncf.quantization.advanced_parameters.OverflowFix
+    return nncf.AdvancedQuantizationParameters(
+        overflow_fix=narrow.ENABLE if recipe.narrow_weights else narrow.DISABLE,
+        disable_bias_correction=recipe.bias_correction == "none",
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(
+            matmul=-1 if recipe.smooth_quant is None else recipe.smooth_quant
+        ),
+    )
 
 
 def _nncf() -> Any:
-    """NNCF without its usage statistics: it sends and stores none where openvino_telemetry cannot be imported."""
-    blocked = "openvino_telemetry" not in sys.modules
-    if blocked:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    try:
+    """NNCF without its usage statistics, nor those of OpenVINO, which it may import later."""
+    with usage_statistics_blocked():
         import nncf
-    finally:
-        if blocked:
-            del sys.modules["openvino_telemetry"]
+    with contextlib.suppress(ImportError):
+        import_openvino()
     nncf.set_log_level(logging.ERROR)
     return nncf

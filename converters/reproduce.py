@@ -13,7 +13,8 @@ from edgepose.bundle import GOLDEN, Bundle
 from edgepose.converters.checkpoint import Checkpoint, build_random, load_checkpoint
 from edgepose.converters.convert import Progress, convert
 from edgepose.converters.onnx import describe_difference
-from edgepose.converters.quantize import Recipe
+from edgepose.converters.recipes import recipe_from_dict
+from edgepose.converters.variants import get_variant
 from edgepose.errors import BundleError, ConversionError
 from edgepose.models.registry import get_model
 
@@ -21,21 +22,28 @@ __all__ = ["Figure", "Remade", "Reproduction", "reproduce"]
 
 _CALIBRATION = "calibration.json"
 _EVIDENCE = "evidence.json"
+_MAY_DIFFER = ("seconds", "worst")
 
 
 @dataclass(frozen=True)
 class Remade:
-    """One file: its hash then and now, and where they differ in what, in words."""
+    """One file: its hash then and now, what differs in words, and whether that is names alone."""
 
     name: str
     sha256: str
     sha256_now: str
     difference: str = ""
+    equivalent: bool = False
+
+    @property
+    def identical(self) -> bool:
+        """Byte by byte."""
+        return self.sha256 == self.sha256_now
 
     @property
     def same(self) -> bool:
-        """Byte by byte."""
-        return self.sha256 == self.sha256_now
+        """Byte by byte, or but for the names of the pictures."""
+        return self.identical or self.equivalent
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def reproduce(
             calibration=calibration if request["calibrated"] else None,
             calibration_size=request["calibration_size"],
             seed=bundle.provenance["seed"] if seed is None else seed,
-            recipe=request["recipe"],
+            recipes=request["recipes"],
             progress=progress,
         )
         return _compare(bundle, Bundle.open(Path(scratch) / "bundle"))
@@ -112,12 +120,16 @@ def _request(bundle: Bundle) -> dict[str, Any]:
     """What ``convert`` was asked for, out of the manifest."""
     try:
         asked = bundle.provenance["request"]
-        recipes = [variant.recipe["quantizer"] for variant in bundle.variants if "quantizer" in variant.recipe]
+        recipes = {
+            get_variant(variant.name).engine: recipe_from_dict(variant.recipe["quantizer"])
+            for variant in bundle.variants
+            if "quantizer" in variant.recipe
+        }
         return {
             "input_hw": (int(asked["input_hw"][0]), int(asked["input_hw"][1])),
             "calibration_size": int(asked["calibration_size"]),
             "calibrated": bool(asked["calibrated"]),
-            "recipe": Recipe(**recipes[0]) if recipes else Recipe(),
+            "recipes": recipes,
         }
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise BundleError(
@@ -132,8 +144,8 @@ def _checkpoint(bundle: Bundle, request: Mapping[str, Any], path: Path | None) -
     source = bundle.provenance["checkpoint"]
     if path is not None:
         loaded = load_checkpoint(path, row)
-        renamed = loaded.source["sha256"] == source.get("sha256")  # the name is part of the files
-        return replace(loaded, source=source) if renamed else loaded
+        same_weights = loaded.source["sha256"] == source.get("sha256")
+        return replace(loaded, source=source) if same_weights else loaded  # the name is part of the files
     if not source.get("random"):
         raise ConversionError(f"{bundle.path}: was made from {source.get('file')}: give it with --checkpoint")
     return build_random(row, int(source["seed"]))
@@ -148,8 +160,18 @@ def _compare(old: Bundle, new: Bundle) -> Reproduction:
 def _remade(old: Bundle, new: Bundle, name: str) -> Remade:
     was, now = old.checked_file(name), new.checked_file(name)
     hashes = old.files[name]["sha256"], new.files[name]["sha256"]
-    differs = hashes[0] != hashes[1] and name.endswith(".onnx")
-    return Remade(name, *hashes, difference=describe_difference(was, now) if differs else "")
+    if hashes[0] == hashes[1]:
+        return Remade(name, *hashes)
+    if name == _CALIBRATION:
+        equivalent = _without_names(old.read_json(name)) == _without_names(new.read_json(name))
+        return Remade(name, *hashes, "names of the pictures alone" if equivalent else "the crops", equivalent)
+    return Remade(name, *hashes, describe_difference(was, now) if name.endswith(".onnx") else "")
+
+
+def _without_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A calibration record by what the pictures are, not by what they are called."""
+    crops = [{key: value for key, value in row.items() if key != "file"} for row in record.get("crops", ())]
+    return {**record, "source": None, "source_sha256": sorted(record.get("source_sha256", {}).values()), "crops": crops}
 
 
 def _causes(old: Bundle, new: Bundle) -> list[str]:
@@ -169,13 +191,12 @@ def _causes(old: Bundle, new: Bundle) -> list[str]:
 
 def _calibration_causes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     causes = []
-    if was.get("source_sha256") != now.get("source_sha256"):
-        causes.append(f"other pictures: {was.get('source')} then, {now.get('source')} now, whose hashes differ")
-    before, after = ({row["sha256"] for row in record.get("crops", ())} for record in (was, now))
+    before, after = (sorted(record.get("source_sha256", {}).values()) for record in (was, now))
     if before != after:
-        causes.append(
-            f"other calibration crops: {len(before & after)} of {len(before)} are the same, {len(after)} are used now"
-        )
+        causes.append(f"other pictures: {was.get('source')} then, {now.get('source')} now, whose hashes differ")
+    old, new = ({row["sha256"] for row in record.get("crops", ())} for record in (was, now))
+    if old != new:
+        causes.append(f"other calibration crops: {len(old & new)} of {len(old)} are the same, {len(new)} are used now")
     return causes
 
 
@@ -184,12 +205,12 @@ def _short(source: Mapping[str, Any]) -> str:
 
 
 def _figures(old: Bundle, new: Bundle) -> list[Figure]:
-    """Figures that differ; seconds and the machine always may."""
+    """Figures that differ; seconds, the machine, and what pictures are called always may."""
     was, now = (_flat(bundle.read_json(_EVIDENCE)) for bundle in (old, new))
     return [
         Figure(variant, name, was.get((variant, name)), now.get((variant, name)))
         for variant, name in sorted({*was, *now})
-        if name != "seconds" and was.get((variant, name)) != now.get((variant, name))
+        if name not in _MAY_DIFFER and was.get((variant, name)) != now.get((variant, name))
     ]
 
 

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgepose.models.blocks import Encoder, EncoderLayer, MultiheadSelfAttention
 
-__all__ = ["REWRITES", "fold_batchnorm", "fuse_attention", "rewrite", "unfold_deconvolution"]
+__all__ = ["REWRITES", "fold_batchnorm", "fuse_attention", "rewrite", "separate", "unfold_deconvolution"]
 
 
 def rewrite(model: nn.Module) -> nn.Module:
@@ -125,32 +125,55 @@ def _constant(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value.contiguous(), requires_grad=False)
 
 
+def separate(table: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Two tables, (h, 1, d) and (1, w, d), whose sum is a table (h * w, d) of positions, if it has such a form.
+
+    Sine embeddings have: the features of y, then those of x. Small tables keep a quantized file small; the engine
+    adds them up when it loads the model.
+    """
+    count = len(table)
+    for height in (h for h in range(2, count) if count % h == 0):
+        grid = table.reshape(height, count // height, -1)
+        rows, columns = grid[:, :1], grid[:1] - grid[:1, :1]
+        if torch.allclose(rows + columns, grid, rtol=0, atol=1e-5 * float(table.abs().max())):
+            return rows, columns
+    return None
+
+
 class _FusedAttention(nn.Module):
     """Self-attention over tokens whose position is known: one product for Q, K and V, and a constant."""
 
-    constant: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, attention: MultiheadSelfAttention, position: Tensor) -> None:
         super().__init__()
         self.heads = attention.heads
-        weight, bias = attention.in_proj_weight.detach().clone(), attention.in_proj_bias.detach()
+        weight, bias = attention.in_proj_weight.detach().clone(), attention.in_proj_bias.detach().clone()
         d = weight.shape[1]
-        with_position = position @ weight[: 2 * d].T + bias[: 2 * d]
-        constant = torch.cat([with_position, bias[2 * d :].expand(*position.shape[:2], d)], dim=2)
         scale = 1 / math.sqrt(d // self.heads)
         weight[:d] *= scale
-        constant[..., :d] *= scale
+        bias[:d] *= scale
+        seen = weight.clone()
+        seen[2 * d :] = 0  # values do not see the position
+        whole = position[0][:, None], torch.zeros_like(position[0][:1, None])
+        rows, columns = separate(position[0]) or whole
+        self.register_buffer("rows", rows @ seen.T + bias)
+        self.register_buffer("columns", columns @ seen.T)
         self.qkv = nn.Linear(d, 3 * d, bias=False).to(weight)
         self.qkv.weight = _constant(weight)
-        self.register_buffer("constant", constant)
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, T, d)."""
-        q, k, v = (self._split(part) for part in (self.qkv(x) + self.constant).chunk(3, dim=-1))
+        q, k, v = (self._split(part) for part in (self.qkv(x) + self._constant()).chunk(3, dim=-1))
         merged = self._merge(torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v)
         projected: Tensor = self.out_proj(merged)
         return projected
+
+    def _constant(self) -> Tensor:
+        """(T, 3 d): position and bias."""
+        return (self.rows + self.columns).flatten(0, 1)
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, heads, T, d / heads); a single head stays as it is."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         EdgePoseError,
         EngineError,
         EngineUnavailable,
+        GateError,
         SinkError,
         SourceError,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineUnavailable",
+    "GateError",
     "Estimator",
     "ModelSpec",
     "Poses",
@@ -56,6 +58,7 @@ _HOME = {
     "EdgePoseError": "edgepose.errors",
     "EngineError": "edgepose.errors",
     "EngineUnavailable": "edgepose.errors",
+    "GateError": "edgepose.errors",
     "SinkError": "edgepose.errors",
     "SourceError": "edgepose.errors",
     "Engine": "edgepose.types",

@@ -3,6 +3,7 @@
     EdgePoseError                 something the caller can act on; the CLI prints one line, exit code 2
     ├── CheckpointError           a checkpoint that is missing, damaged, unsafe or of another model
     ├── ConversionError           a model that could not be exported, quantized or verified
+    │   └── GateError             a model whose accuracy or latency misses what was asked for; exit code 1
     ├── BundleError               a bundle or model file that is missing, damaged, edited or in the way
     ├── EngineUnavailable         an engine or device that this machine does not have
     ├── EngineError               an engine that failed to load or to run a model, or whose answers are off
@@ -21,6 +22,7 @@ __all__ = [
     "EdgePoseError",
     "EngineError",
     "EngineUnavailable",
+    "GateError",
     "SinkError",
     "SourceError",
 ]
@@ -36,6 +38,10 @@ class CheckpointError(EdgePoseError):
 
 class ConversionError(EdgePoseError):
     """A model could not be exported, quantized or verified."""
+
+
+class GateError(ConversionError):
+    """A model's accuracy or latency misses what was asked for."""
 
 
 class BundleError(EdgePoseError):

@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RUNTIME_PACKAGES", "machine", "versions"]
+__all__ = ["RUNTIME_PACKAGES", "instruction_sets", "machine", "versions"]
 
 RUNTIME_PACKAGES = (
     "edgepose",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "numpy",
     "opencv-python-headless",
     "opencv-python",
@@ -37,7 +38,7 @@ def machine() -> dict[str, Any]:
     """CPU, its instruction sets that matter, cores, operating system and the versions that matter at run time."""
     return {
         "cpu": _cpu(),
-        "isa": _isa(),
+        "isa": instruction_sets(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "versions": versions(),
@@ -51,7 +52,8 @@ _ISA = (
 """Instruction sets that decide how fast INT8 is, by Linux's names."""
 
 
-def _isa() -> list[str]:
+def instruction_sets() -> list[str]:
+    """Instruction sets of this processor that decide how fast INT8 is, by Linux's names; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -8,10 +8,10 @@ from pathlib import Path
 from edgepose.bundle import MANIFEST, Bundle, Variant
 from edgepose.errors import BundleError, EngineError
 from edgepose.pipeline import Estimator
-from edgepose.runtimes.registry import open_engine
+from edgepose.runtimes.registry import engines, open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec
 
-__all__ = ["load", "load_file", "model_files", "self_test"]
+__all__ = ["load", "load_file", "model_bytes", "model_files", "self_test"]
 
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
@@ -24,17 +24,20 @@ def load(
     *,
     threads: int | None = None,
     self_test: bool = True,
+    mode: str | None = None,
 ) -> Estimator:
     """Load a bundle, or one model file that edgepose wrote.
 
     Args:
         path: A bundle folder, or a file such as ``onnx-int8.onnx``, inside its bundle or copied elsewhere.
         engine: Engine name; by default the first that runs the file.
-        device: ``auto``, or a device of the engine: ``cpu``, ``cuda``.
-        variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one. A file is its own.
+        device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``.
+        variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
+            engine and the device run. A file is its own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
+        mode: ``latency`` or ``throughput`` where the engine has modes; by default its own choice.
 
     Raises:
         BundleError: Not there, damaged, edited, or without a specification.
@@ -48,18 +51,24 @@ def load(
         bundle = Bundle.open(path.parent)
         row = next((v for v in bundle.variants if v.file == path.name), None)
         if row is not None:
-            return _from_bundle(bundle, row, engine, device, threads, self_test)
+            return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
     if path.is_file():
-        return load_file(path, engine, device, threads=threads)
+        return load_file(path, engine, device, threads=threads, mode=mode)
     bundle = Bundle.open(path)
-    row = bundle.variant(variant) if variant else _default_variant(bundle, device)
-    return _from_bundle(bundle, row, engine, device, threads, self_test)
+    row = bundle.variant(variant) if variant else _default_variant(bundle, engine, device)
+    return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
 
 
 def _from_bundle(
-    bundle: Bundle, row: Variant, engine: str | None, device: str, threads: int | None, replay: bool
+    bundle: Bundle,
+    row: Variant,
+    engine: str | None,
+    device: str,
+    threads: int | None,
+    replay: bool,
+    mode: str | None,
 ) -> Estimator:
-    opened = open_engine(bundle.checked_variant(row), engine, device, threads)
+    opened = open_engine(bundle.checked_variant(row), engine, device, threads, mode=mode)
     if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
         raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
     estimator = Estimator(opened, bundle.spec, row.name)
@@ -68,19 +77,30 @@ def _from_bundle(
     return estimator
 
 
-def load_file(path: Path, engine: str | None = None, device: str = "auto", *, threads: int | None = None) -> Estimator:
+def load_file(
+    path: Path,
+    engine: str | None = None,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    mode: str | None = None,
+) -> Estimator:
     """Load one model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
 
     Raises:
         See :func:`load`.
     """
-    opened = open_engine(path, engine, device, threads)
+    opened = open_engine(path, engine, device, threads, mode=mode)
     return Estimator(opened, _embedded_spec(opened, path), path.stem)
 
 
-def _default_variant(bundle: Bundle, device: str) -> Variant:
+def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant:
+    """The preferred one of those that the engine and the device run; of all where none is, for the error it gives."""
+    fitting = [row for row in engines().values() if engine in (None, row.name) and device in ("auto", *row.devices)]
+    suffixes = {suffix for row in fitting for suffix in row.suffixes}
+    variants = [v for v in bundle.variants if Path(v.file).suffix in suffixes] or bundle.variants
     order = _PREFERENCE.get(device, _PREFERENCE["cpu"])
-    ranked = sorted(bundle.variants, key=lambda v: order.index(v.precision) if v.precision in order else len(order))
+    ranked = sorted(variants, key=lambda v: order.index(v.precision) if v.precision in order else len(order))
     if not ranked:
         raise BundleError(f"{bundle.path}: has no variants: convert again")
     return ranked[0]
@@ -138,3 +158,9 @@ def model_files(path: Path, variants: list[str] | None = None) -> dict[str, Path
         raise BundleError(f"{path}: has no variants: convert again")
     rows = [bundle.variant(name) for name in variants] if variants else bundle.variants
     return {row.name: bundle.path / row.file for row in rows}
+
+
+def model_bytes(path: Path) -> int:
+    """Size of a model file, with the weights that lie beside it under the same name."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)

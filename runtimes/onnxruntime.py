@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.types import TensorSpec
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "run_graph"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -113,3 +113,17 @@ def _tensor(node: Any) -> TensorSpec:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def run_graph(
+    model: bytes, feeds: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Values of any tensors of a serialised model, input by input; the graph is run as it is, unoptimised."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=[_PROVIDERS["cpu"]])
+    for feed in feeds:
+        yield dict(zip(outputs, session.run(list(outputs), dict(feed)), strict=True))

@@ -32,6 +32,7 @@ class EngineRow:
         target: ``"module:Class"``; the class takes ``(path, device, threads)``.
         devices: Device names it understands.
         install: What to install where its library is missing.
+        modes: What it can be tuned for; such a class takes the keyword ``mode`` as well.
     """
 
     name: str
@@ -39,6 +40,7 @@ class EngineRow:
     target: str
     devices: tuple[str, ...]
     install: str
+    modes: tuple[str, ...] = ()
 
 
 class LoadableEngine(Protocol):
@@ -61,6 +63,14 @@ _BUILT_IN = (
         target="edgepose.runtimes.onnxruntime:OnnxRuntimeEngine",
         devices=("cpu", "cuda"),
         install="pip install onnxruntime",
+    ),
+    EngineRow(
+        name="openvino",
+        suffixes=(".xml",),
+        target="edgepose.runtimes.openvino:OpenVinoEngine",
+        devices=("cpu", "gpu", "npu", "vpu"),
+        install="pip install 'edgepose[openvino]'",
+        modes=("latency", "throughput"),
     ),
 )
 
@@ -93,11 +103,13 @@ def _third_party() -> Iterator[EngineRow]:
             _log.warning("engine %s of another package is no EngineRow but %r", point.name, row)
 
 
-def open_engine(path: Path, name: str | None, device: str, threads: int | None) -> Engine:
+def open_engine(path: Path, name: str | None, device: str, threads: int | None, *, mode: str | None = None) -> Engine:
     """Load a model file with the named engine, or with the first that knows its suffix.
 
+    ``mode`` is one of the engine's modes, or None for its default.
+
     Raises:
-        EngineUnavailable: No such engine or device, or its library is not installed.
+        EngineUnavailable: No such engine, device or mode, or its library is not installed.
         EngineError: The engine cannot load the file.
     """
     row = _row_for(path, name)
@@ -105,10 +117,12 @@ def open_engine(path: Path, name: str | None, device: str, threads: int | None) 
         raise EngineUnavailable(f"threads: expected a whole number from 1 to 256, got {threads!r}")
     if device not in ("auto", *row.devices):
         raise EngineUnavailable(f"{row.name} has no device {device!r}: choose auto, {', '.join(row.devices)}")
+    if mode is not None and mode not in row.modes:
+        raise EngineUnavailable(f"{row.name} has no mode {mode!r}: choose {', '.join(row.modes) or 'none'}")
     module, _, attribute = row.target.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
-        engine: Engine = factory(path, device, threads)
+        engine: Engine = factory(path, device, threads, **({} if mode is None else {"mode": mode}))
     except ImportError as error:
         raise EngineUnavailable(f"{row.name} is needed for {path.name} and not here ({error}): {row.install}") from None
     return engine

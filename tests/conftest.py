@@ -74,6 +74,27 @@ def starter_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def starter_openvino(tmp_path_factory: pytest.TempPathFactory, starter_bundle: Path) -> Path:
+    """A folder with openvino-fp32 and openvino-fp16 of the starter model. Do not change it: copy it."""
+    from edgepose.bundle import Bundle
+    from edgepose.converters.openvino import export_openvino
+    from edgepose.runtimes.openvino import import_openvino
+
+    try:
+        import_openvino()
+    except ImportError as error:
+        if "openvino" in os.environ.get("EDGEPOSE_TEST_ENGINES", "").split(","):
+            raise
+        pytest.skip(f"{error}: pip install 'edgepose[openvino]'")
+    path = tmp_path_factory.mktemp("openvino")
+    spec = Bundle.open(starter_bundle).spec
+    for precision in ("fp32", "fp16"):
+        file = path / f"openvino-{precision}.xml"
+        export_openvino(starter_bundle / "onnx-fp32.onnx", spec, file, {"made": "here"}, fp16=precision == "fp16")
+    return path
+
+
+@pytest.fixture(scope="session")
 def clip_frames() -> list[NDArray[np.uint8]]:
     """All frames of the sample clip."""
     from edgepose.assets import SAMPLE_CLIP

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgepose.errors import DatasetError
 
-__all__ = ["MAX_MEMBER_BYTES", "numeric_array", "read_npz"]
+__all__ = ["MAX_MEMBER_BYTES", "as_dict", "number_array", "numeric_array", "npz_names", "read_npz"]
 
 MAX_MEMBER_BYTES = 8 * 2**30
 """Unpacked size from which a member is refused; the largest community file, MPI-INF-3DHP training, has about 2 GiB."""
@@ -32,12 +32,23 @@ _DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US][0-9]{1,6}|O8?")
 _HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
 
 
-def read_npz(path: Path, key: str) -> Any:
+NpzFile = Path | IO[bytes]
+
+
+def npz_names(file: NpzFile, where: str = "") -> list[str]:
+    """Names of the members of an ``.npz`` file, without ``.npy``; arguments and errors as :func:`read_npz`."""
+    names: list[str] = _opened(file, where or str(file), "it", lambda archive: sorted(_members(archive)))
+    return names
+
+
+def read_npz(file: NpzFile, key: str, where: str = "", limit: int | None = None) -> Any:
     """One member of an ``.npz`` file.
 
     Args:
-        path: The file.
+        file: The file.
         key: The member's name, without ``.npy``.
+        where: For people: what the file is; the path by default.
+        limit: Unpacked bytes from which a member is refused; ``MAX_MEMBER_BYTES`` by default.
 
     Returns:
         The array; for a 0-d object array what it holds, for instance a dict of dicts of arrays. Arrays in it are of a
@@ -46,21 +57,31 @@ def read_npz(path: Path, key: str) -> Any:
     Raises:
         DatasetError: There is no such file or member, it is damaged or too large, or it asks for more than plain data.
     """
+    where = where or str(file)
+    return _opened(file, where, key, lambda archive: _read_member(archive, where, key, limit or MAX_MEMBER_BYTES))
+
+
+def _opened(file: NpzFile, where: str, key: str, take: Callable[[zipfile.ZipFile], Any]) -> Any:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_member(archive, path, key)
+        with zipfile.ZipFile(file) as archive:
+            return take(archive)
     except DatasetError:
         raise
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise DatasetError(f"{where}: cannot be read ({error.strerror or error})") from None
     # Damaged and hostile files make zipfile and pickle raise nearly anything, says pickle's own documentation.
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise DatasetError(f"{path}: {key} is damaged or not an .npz member ({reason}); get the file again") from None
+        raise DatasetError(f"{where}: {key} is damaged or not an .npz member ({reason}); get the file again") from None
 
 
 def numeric_array(value: object, shape: tuple[int | None, ...], where: str) -> NDArray[np.float32]:
-    """``value`` as a float32 array, with its shape checked.
+    """:func:`number_array` as float32."""
+    return number_array(value, shape, where).astype(np.float32, copy=False)
+
+
+def number_array(value: object, shape: tuple[int | None, ...], where: str) -> NDArray[Any]:
+    """``value`` as the array of numbers that it is, with its shape checked.
 
     Args:
         value: What was read.
@@ -76,23 +97,46 @@ def numeric_array(value: object, shape: tuple[int | None, ...], where: str) -> N
     if array.ndim != len(shape) or any(n not in (None, got) for n, got in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise DatasetError(f"{where}: expected shape ({wanted}), got {array.shape}")
-    return array.astype(np.float32, copy=False)
+    return array
+
+
+def as_dict(value: object, where: str, by: str = "") -> dict[Any, Any]:
+    """``value`` as the dict that it is.
+
+    Args:
+        value: What was read.
+        where: For people: file, subject, action.
+        by: For people: what its keys are.
+
+    Raises:
+        DatasetError: It is no dict.
+    """
+    if not isinstance(value, dict):
+        raise DatasetError(f"{where}: expected a dict{by and f' by {by}'}, got {type(value).__name__}")
+    return value
 
 
 def _describe(value: object) -> str:
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _read_member(archive: zipfile.ZipFile, path: Path, key: str) -> Any:
-    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def _read_member(archive: zipfile.ZipFile, where: str, key: str, limit: int) -> Any:
+    members = _members(archive)
     if key not in members:
-        raise DatasetError(f"{path}: no member {key!r} (there are: {', '.join(sorted(members)) or 'none'})")
-    if members[key].file_size > MAX_MEMBER_BYTES:
-        raise DatasetError(f"{path}: {key} unpacks to {members[key].file_size} bytes, over {MAX_MEMBER_BYTES}: refused")
+        raise DatasetError(f"{where}: no member {key!r} (there are: {', '.join(sorted(members)) or 'none'})")
+    size = members[key].file_size
+    if size > limit:
+        raise DatasetError(f"{where}: {key} unpacks to {size} bytes, over {limit}: refused")
     with archive.open(members[key]) as stream:
-        _, _, dtype = _HEADERS[npy_format.read_magic(stream)](stream)
+        shape, _, dtype = _HEADERS[npy_format.read_magic(stream)](stream)
         if dtype.hasobject:
-            return _unwrap(_PlainUnpickler(stream, f"{path}: {key}").load())
+            return _unwrap(_PlainUnpickler(stream, f"{where}: {key}").load())
+        # numpy makes room for what the header claims before it reads.
+        _require(_count(shape) * dtype.itemsize == size - stream.tell())
     with archive.open(members[key]) as stream:
         return npy_format.read_array(stream, allow_pickle=False)
 

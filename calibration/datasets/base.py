@@ -50,6 +50,7 @@ class Picture:
         boxes_xywh: (N, 4) float64 picture pixels, one person each; None where nobody knows, and one has to be found.
         box_scores: (N,) float64 0-1, or None for 1.
         labels: The truth about the same N people, or None.
+        areas_px: (N,) annotated area of each person, square pixels; None where nobody says.
         image_id: The data set's own number of it.
         clip: Pictures of one clip follow each other in time; None for single pictures.
     """
@@ -60,8 +61,17 @@ class Picture:
     boxes_xywh: NDArray[np.float64] | None = None
     box_scores: NDArray[np.float64] | None = None
     labels: Labels | None = None
+    areas_px: NDArray[np.float64] | None = None
     image_id: int = 0
     clip: int | None = None
+
+    def person_areas(self, regions: NDArray[np.float64], padding: float) -> NDArray[np.float64]:
+        """(N,) square pixels to sort people by: annotated, else of the box, else of ``regions`` less padding."""
+        if self.areas_px is not None:
+            return self.areas_px
+        if self.boxes_xywh is not None:
+            return np.asarray(self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3])
+        return np.asarray(regions[:, 2] * regions[:, 3] / padding**2)
 
 
 class Scorer(Protocol):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,45 +14,75 @@ from numpy.typing import NDArray
 
 from edgepose.calibration.average_precision import average_precision, require_evaluator
 from edgepose.calibration.datasets.base import Labels, Picture, Scorer
-from edgepose.calibration.datasets.files import check_present, read_json
+from edgepose.calibration.datasets.files import (
+    LARGEST_PX,
+    MALFORMED,
+    check_present,
+    read_json,
+    read_picture,
+    whole_number,
+)
 from edgepose.calibration.datasets.labelled import JointSlices, fit_labels, joint_order, joint_remarks
 from edgepose.calibration.evidence import Accuracy
 from edgepose.calibration.metrics import oks, oks_nms
 from edgepose.errors import DatasetError
 from edgepose.geometry import clip_boxes_xywh
-from edgepose.sources import read_image
 from edgepose.types import ModelSpec, Poses
 
 __all__ = ["CocoKeypoints", "coco_statistics"]
 
-_LARGEST = 1e6
-"""Box coordinates beyond this, in pixels, are damaged data."""
+_LARGEST_AREA = 1e10
+"""The evaluator counts nobody whose area is larger, in square pixels."""
 
 
 @dataclass(frozen=True)
 class _Person:
-    """One annotation: whose box it is, its joints, and whether any of them is labelled (crowds never are)."""
+    """One annotation, with COCO's names: what the evaluator gets is this and nothing else."""
 
+    id: int
     image_id: int
-    box_xywh: tuple[float, ...]
+    category_id: int
+    bbox: tuple[float, ...]
     keypoints: tuple[float, ...]
+    num_keypoints: int
     area: float
-    labelled: bool
+    iscrowd: int
 
     @classmethod
-    def read(cls, row: Mapping[str, Any], images: Mapping[int, Any], joints: int) -> _Person:
-        image_id = int(row["image_id"])
-        if image_id not in images:
-            raise ValueError(f"annotation {row.get('id')} is on image {image_id}, which is not listed")
-        x, y, w, h = (float(v) for v in row["bbox"])
-        if len(row["keypoints"]) != 3 * joints or not np.isfinite([*row["keypoints"], x, y, w, h]).all():
-            raise ValueError(
-                f"annotation {row.get('id')} has not 3 x {joints} finite keypoint numbers and a finite box"
-            )
-        visible = any(v > 0 for v in row["keypoints"][2::3])
-        area = float(row["area"])
-        labelled = bool(row.get("num_keypoints", visible)) and area > 0 and not row["iscrowd"]
-        return cls(image_id, (x, y, w, h), tuple(row["keypoints"]), area, labelled)
+    def read(cls, row: Mapping[str, Any], category_id: int, joints: int) -> _Person:
+        number, area = whole_number(row["id"]), float(row["area"])
+        keypoints = _numbers(row["keypoints"], 3 * joints, f"annotation {number} has not 3 x {joints} finite keypoints")
+        if not abs(area) <= _LARGEST_AREA:
+            raise ValueError(f"annotation {number} has the area {area:g}, which is no area in a picture")
+        return cls(
+            id=number,
+            image_id=whole_number(row["image_id"]),
+            category_id=category_id,
+            bbox=_numbers(row["bbox"], 4, f"annotation {number} has no finite box"),
+            keypoints=keypoints,
+            num_keypoints=whole_number(row.get("num_keypoints", sum(v > 0 for v in keypoints[2::3]))),
+            area=area,
+            iscrowd=int(row["iscrowd"]),
+        )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any joint is: crowds never are."""
+        return bool(self.num_keypoints) and self.area > 0 and not self.iscrowd
+
+
+def _numbers(values: Iterable[Any], count: int, otherwise: str) -> tuple[float, ...]:
+    """So many finite numbers that may be places in a picture; raises ValueError with ``otherwise``."""
+    numbers = tuple(float(v) for v in values)
+    if len(numbers) != count or not all(abs(v) <= LARGEST_PX for v in numbers):
+        raise ValueError(otherwise)
+    return numbers
+
+
+def _unique(ids: Sequence[int], what: str) -> None:
+    for number, count in Counter(ids).most_common(1):
+        if count > 1:
+            raise ValueError(f"{count} {what} have the id {number}")
 
 
 class CocoKeypoints:
@@ -74,21 +104,40 @@ class CocoKeypoints:
         """
         self.path = annotations
         self.detections = detections
-        self.content = read_json(annotations)
         try:
-            self._images = {int(row["id"]): row for row in self.content["images"]}
-            self._sizes_wh = {key: (int(row["width"]), int(row["height"])) for key, row in self._images.items()}
-            person = next(row for row in self.content["categories"] if row.get("keypoints"))
-            self.joints: tuple[str, ...] = tuple(str(name) for name in person["keypoints"])
-            self._people = [_Person.read(row, self._images, len(self.joints)) for row in self.content["annotations"]]
-            self._names = {key: str(row["file_name"]) for key, row in self._images.items()}
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, StopIteration) as error:
+            self._read(read_json(annotations))
+        except (*MALFORMED, StopIteration) as error:
             raise DatasetError(
                 f"{annotations}: not COCO keypoint annotations ({type(error).__name__}: {error}): "
                 "it needs images, annotations, and a category with keypoints"
             ) from None
         self._boxed = self._detected(detections) if detections else self._annotated()
         self.image_root = self._find_images()
+
+    def _read(self, content: Mapping[str, Any]) -> None:
+        numbers = [whole_number(row["id"]) for row in content["images"]]
+        _unique(numbers, "images")
+        self._names = {n: str(row["file_name"]) for n, row in zip(numbers, content["images"], strict=True)}
+        self._sizes_wh = {n: _size_wh(n, row) for n, row in zip(numbers, content["images"], strict=True)}
+        category = next(row for row in content["categories"] if row.get("keypoints"))
+        self.category_id = whole_number(category["id"])
+        self.joints: tuple[str, ...] = tuple(str(name) for name in category["keypoints"])
+        rows = [row for row in content["annotations"] if whole_number(row["category_id"]) == self.category_id]
+        self._people = [_Person.read(row, self.category_id, len(self.joints)) for row in rows]
+        _unique([person.id for person in self._people], "annotations")
+        lost = next((person for person in self._people if person.image_id not in self._names), None)
+        if lost:
+            raise ValueError(f"annotation {lost.id} is on image {lost.image_id}, which is not listed")
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The annotations as they were read and checked, for the evaluator: it takes an id 0 for "no match"."""
+        sizes = ((n, name, *self._sizes_wh[n]) for n, name in self._names.items())
+        return {
+            "images": [{"id": n, "file_name": name, "width": w, "height": h} for n, name, w, h in sizes],
+            "annotations": [{**vars(person), "id": n} for n, person in enumerate(self._people, start=1)],
+            "categories": [{"id": self.category_id, "keypoints": list(self.joints)}],
+        }
 
     @classmethod
     def open(cls, root: Path, detections: Path | None = None) -> CocoKeypoints:
@@ -121,11 +170,11 @@ class CocoKeypoints:
         return self.detections.name if self.detections else "ground truth"
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._names)
 
     def pictures(self, limit: int | None = None) -> Iterator[Picture]:
         """Images by their number, those without boxes too: nobody is found there."""
-        ids = sorted(self._images)[:limit]
+        ids = sorted(self._names)[:limit]
         check_present([self.image_root / self._names[i] for i in ids if i in self._boxed], str(self.path))
         return (self._picture(image_id) for image_id in ids)
 
@@ -138,28 +187,37 @@ class CocoKeypoints:
         """The annotations, and the detections."""
         return [self.path, *([self.detections] if self.detections else [])]
 
-    def predictions(self, path: Path) -> list[dict[str, Any]]:
-        """Read COCO keypoint results (rows of image_id, category_id, keypoints, score) on these images.
+    def predictions(self, path: Path) -> tuple[list[dict[str, Any]], int]:
+        """Read COCO keypoint results: rows of image_id, category_id, keypoints and score; others' fields are dropped.
+
+        Returns:
+            The rows on these images, and how many there were on others.
 
         Raises:
-            DatasetError: The file is malformed, holds NaN, or nothing on these images.
+            DatasetError: The file is malformed, holds NaN or another category, or nothing on these images.
         """
-        rows = read_json(path)
+        content = read_json(path)
         try:
-            for number, row in enumerate(rows):
-                values = [*row["keypoints"], row["score"]]
-                if len(values) != 3 * len(self.joints) + 1 or not np.isfinite(values).all():
-                    raise ValueError(f"row {number} has not 3 x {len(self.joints)} finite keypoint numbers and a score")
-                int(row["category_id"])
-            kept = [row for row in rows if int(row["image_id"]) in self._images]
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            rows = [self._prediction(number, row) for number, row in enumerate(content)]
+        except MALFORMED as error:
             raise DatasetError(
                 f"{path}: not COCO keypoint results ({type(error).__name__}: {error}): "
                 "it needs rows of image_id, category_id, keypoints and score"
             ) from None
+        kept = [row for row in rows if row["image_id"] in self._names]
         if not kept:
             raise DatasetError(f"{path}: holds no poses on the images of {self.path.name}")
-        return kept
+        return kept, len(rows) - len(kept)
+
+    def _prediction(self, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+        count = len(self.joints)
+        wrong = f"row {number} has not 3 x {count} finite keypoint numbers and a score"
+        *keypoints, score = _numbers([*row["keypoints"], row["score"]], 3 * count + 1, wrong)
+        category_id = whole_number(row["category_id"])
+        if category_id != self.category_id:
+            raise ValueError(f"row {number} is of category {category_id}, and {self.path.name} has {self.category_id}")
+        image_id = whole_number(row["image_id"])
+        return {"image_id": image_id, "category_id": category_id, "keypoints": keypoints, "score": score}
 
     def _picture(self, image_id: int) -> Picture:
         path = self.image_root / self._names[image_id]
@@ -167,10 +225,11 @@ class CocoKeypoints:
         return Picture(
             name=path.name,
             file=path.name,
-            read=partial(read_image, path, exif=False),
+            read=partial(read_picture, path, exif=False),
             boxes_xywh=boxes,
             box_scores=scores,
             labels=labels,
+            areas_px=None if labels is None else labels.reference_px**2,
             image_id=image_id,
         )
 
@@ -180,38 +239,42 @@ class CocoKeypoints:
         for person in self._people:
             if person.labelled:
                 people[person.image_id].append(person)
-        boxed: dict[int, _Boxed] = {}
-        for image_id, rows in people.items():
-            boxes = clip_boxes_xywh([person.box_xywh for person in rows], self._sizes_wh[image_id])
-            usable = (boxes[:, 2:] > 0).all(axis=1)
-            joints = np.array([person.keypoints for person in rows], float).reshape(len(rows), -1, 3)[usable]
-            reference = np.sqrt([person.area for person in rows])[usable]
-            labels = Labels(joints[:, :, :2], joints[:, :, 2] > 0, reference)
-            boxed[image_id] = (boxes[usable], np.ones(int(usable.sum())), labels)
+        if not people:
+            raise DatasetError(f"{self.path}: no person with labelled keypoints on its {len(self._names)} images")
+        boxed = {image_id: _boxed(rows, self._sizes_wh[image_id]) for image_id, rows in people.items()}
+        boxed = {image_id: row for image_id, row in boxed.items() if len(row[0])}
         if not boxed:
-            raise DatasetError(f"{self.path}: no person with labelled keypoints on its {len(self._images)} images")
+            count = sum(map(len, people.values()))
+            raise DatasetError(
+                f"{self.path}: none of its {count} labelled people can be cropped: their boxes have no area inside "
+                "their images; check bbox (x, y, width, height), and the images' width and height"
+            )
         return boxed
 
     def _detected(self, path: Path) -> dict[int, _Boxed]:
-        boxes: dict[int, list[Any]] = defaultdict(list)
-        scores: dict[int, list[float]] = defaultdict(list)
+        content = read_json(path)
+        found: dict[int, list[tuple[float, ...]]] = defaultdict(list)
         try:
-            for row in read_json(path):
-                if row["category_id"] == 1 and int(row["image_id"]) in self._images and row["score"] >= 0:
-                    x, y, w, h = (float(v) for v in row["bbox"])
-                    if not np.isfinite([x, y, w, h]).all() or max(map(abs, (x, y, w, h))) > _LARGEST:
-                        raise ValueError(f"bbox {row['bbox']}")
-                    if w > 0 and h > 0:
-                        boxes[int(row["image_id"])].append([x, y, w, h])
-                        scores[int(row["image_id"])].append(float(row["score"]))
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            for number, row in enumerate(content):
+                if whole_number(row["category_id"]) == self.category_id:
+                    wrong = f"row {number} has no finite box and score"
+                    found[whole_number(row["image_id"])].append(_numbers([*row["bbox"], row["score"]], 5, wrong))
+        except MALFORMED as error:
             raise DatasetError(
                 f"{path}: not COCO detections ({type(error).__name__}: {error}): "
                 "it needs rows of image_id, category_id, bbox and score"
             ) from None
-        if not boxes:
-            raise DatasetError(f"{path}: holds no person (category_id 1) on the images of {self.path.name}")
-        return {image_id: (np.array(boxes[image_id]), np.array(scores[image_id]), None) for image_id in boxes}
+        known = {i: np.array(found[i]) for i in found if i in self._names}
+        usable = {i: rows[(rows[:, 2:4] > 0).all(axis=1) & (rows[:, 4] >= 0)] for i, rows in known.items()}
+        boxed: dict[int, _Boxed] = {i: (rows[:, :4], rows[:, 4], None) for i, rows in usable.items() if len(rows)}
+        if not boxed:
+            people, here = (sum(map(len, rows.values())) for rows in (found, known))
+            raise DatasetError(
+                f"{path}: holds no person to crop: {people} of its {len(content)} rows are people (category_id "
+                f"{self.category_id}), {here} of them on the images of {self.path.name}, and none of those has a box "
+                "with area and a score from 0"
+            )
+        return boxed
 
     def _find_images(self) -> Path:
         names = [self._names[image_id] for image_id in sorted(self._boxed)]
@@ -229,6 +292,23 @@ class CocoKeypoints:
 
 _Boxed = tuple[NDArray[np.float64], NDArray[np.float64], Labels | None]
 """Boxes (N, 4), their scores (N,), and the labels of the same people where the boxes are theirs."""
+
+
+def _size_wh(number: int, row: Mapping[str, Any]) -> tuple[int, int]:
+    width, height = whole_number(row["width"]), whole_number(row["height"])
+    if width < 1 or height < 1:
+        raise ValueError(f"image {number} is {width} x {height} pixels")
+    return width, height
+
+
+def _boxed(people: Sequence[_Person], image_wh: tuple[int, int]) -> _Boxed:
+    """One image's people whose box has area inside it."""
+    boxes = clip_boxes_xywh([person.bbox for person in people], image_wh)
+    usable = (boxes[:, 2:] > 0).all(axis=1)
+    joints = np.array([person.keypoints for person in people], float).reshape(len(people), -1, 3)[usable]
+    reference = np.sqrt([person.area for person in people])[usable]
+    labels = Labels(joints[:, :, :2], joints[:, :, 2] > 0, reference)
+    return boxes[usable], np.ones(int(usable.sum())), labels
 
 
 class _CocoScorer:
@@ -264,7 +344,7 @@ class _CocoScorer:
         if picture.labels is not None:
             labels = fit_labels(picture.labels, self._order)
             quality = oks(labels.keypoints_xy, keypoints_xy, labels.reference_px**2, sigmas)
-            self._slices.add(labels, regions, keypoints_xy, scores, quality)
+            self._slices.add(picture, labels, regions, keypoints_xy, scores, quality)
 
     def people(self) -> None:
         """Average precision is no mean over joints."""
@@ -273,11 +353,17 @@ class _CocoScorer:
     def result(self) -> Accuracy:
         """AP in points."""
         rows = [
-            {"image_id": image_id, "category_id": 1, "keypoints": joints.ravel().tolist(), "score": float(total)}
+            {
+                "image_id": image_id,
+                "category_id": self._data.category_id,
+                "keypoints": joints.ravel().tolist(),
+                "score": float(total),
+            }
             for image_id, people, totals in self._results
             for joints, total in zip(people.round(3), totals, strict=True)
         ]
-        stats = coco_statistics(self._data, self._spec, self._order, rows, self._image_ids)
+        order = None if self._spec.joints.joints == self._data.joints else self._order
+        stats = coco_statistics(self._data, rows, self._spec.joints.sigmas, self._image_ids, order)
         remarks = joint_remarks(self._data.joints, self._spec)
         if self._slices.people:
             return self._slices.accuracy("AP", stats["AP"], stats, "OKS", remarks)
@@ -286,15 +372,27 @@ class _CocoScorer:
 
 def coco_statistics(
     data: CocoKeypoints,
-    spec: ModelSpec,
-    order: Sequence[int | None],
     rows: list[dict[str, Any]],
-    image_ids: Sequence[int],
+    sigmas: Sequence[float],
+    image_ids: Sequence[int] | None = None,
+    order: Sequence[int | None] | None = None,
 ) -> dict[str, float]:
-    """The ten COCO statistics in points; joints without a counterpart in the labels count as not labelled."""
-    content = data.content if spec.joints.joints == data.joints else _reordered(data.content, order)
+    """The ten COCO statistics in points, -1 where undefined.
+
+    Args:
+        data: The labels.
+        rows: Results, as COCO has them.
+        sigmas: OKS constants of the results' joints.
+        image_ids: Evaluate these images only; by default all.
+        order: Where each of the results' joints is among the labels'; None where they are the same. Joints without a
+            counterpart count as not labelled.
+
+    Raises:
+        DatasetError: There are no results.
+    """
+    content = data.content if order is None else _reordered(data.content, order)
     try:
-        stats = average_precision(content, rows, spec.joints.sigmas, image_ids)
+        stats = average_precision(content, rows, sigmas, image_ids)
     except DatasetError as error:
         raise DatasetError(f"{data.path}: {error}") from None
     return {name: 100 * value if value >= 0 else -1.0 for name, value in stats.items()}

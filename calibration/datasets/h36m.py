@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepose.calibration.datasets.arrays import numeric_array, read_npz
+from edgepose.calibration.datasets.arrays import as_dict, numeric_array, read_npz
 from edgepose.calibration.datasets.base import LiftingClip
+from edgepose.calibration.datasets.files import check_split, existing_file, npz_files
 from edgepose.calibration.datasets.resection import Resection, resect
 from edgepose.errors import DatasetError
 
@@ -73,14 +74,11 @@ class Human36M:
     skeleton = "h36m17"
 
     def __init__(self, path: Path, *, split: str = "test", keypoints_2d: str | None = None, stride: int = 1) -> None:
-        if split not in SPLITS:
-            raise DatasetError(f"{path}: no split {split!r} (there are: {', '.join(SPLITS)})")
-        if stride < 1:
-            raise DatasetError(f"{path}: stride {stride} takes no frame; it is 1 or more")
+        check_split(path, split, SPLITS, stride)
         self.path = path
         self.subjects = SPLITS[split]
         self.stride = stride
-        self.poses_file = _poses_file(path)
+        self.poses_file = existing_file(path, POSES_3D, "VideoPose3D's")
         self.keypoints_file = _keypoints_file(path, keypoints_2d)
         truth = path / KEYPOINTS_2D.format("gt")
         self.resection_file = truth if truth.exists() else self.keypoints_file
@@ -138,7 +136,7 @@ class _Recordings:
     subjects: Any
 
     def actions(self, subject: str) -> list[str]:
-        return sorted(_dict(self._subject(subject), "action", f"{self.file}: {subject}"), key=str)
+        return sorted(as_dict(self._subject(subject), f"{self.file}: {subject}", "action"), key=str)
 
     def world_xyz(self, subject: str, action: str) -> NDArray[np.float32]:
         """(F, 17, 3) world metres."""
@@ -165,16 +163,10 @@ class _Recordings:
 
 
 def _child(parent: object, key: str, what: str, where: str) -> Any:
-    children = _dict(parent, what, where)
+    children = as_dict(parent, where, what)
     if key not in children:
         raise DatasetError(f"{where}: no {what} {key!r} (there are: {', '.join(map(str, children)) or 'none'})")
     return children[key]
-
-
-def _dict(value: object, what: str, where: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise DatasetError(f"{where}: expected a dict by {what}, got {type(value).__name__}")
-    return value
 
 
 def _cameras(views: Any, where: str) -> Any:
@@ -186,13 +178,6 @@ def _cameras(views: Any, where: str) -> Any:
     return views
 
 
-def _poses_file(folder: Path) -> Path:
-    file = folder / POSES_3D
-    if not file.is_file():
-        raise DatasetError(f"{folder}: no {POSES_3D} here ({_listing(folder)}); VideoPose3D's scripts prepare it")
-    return file
-
-
 def _keypoints_file(folder: Path, name: str | None) -> Path:
     here = {file.name: file for file in sorted(folder.glob(KEYPOINTS_2D.format("*")))}
     wanted = "gt" if name is None else name
@@ -202,14 +187,8 @@ def _keypoints_file(folder: Path, name: str | None) -> Path:
         if candidate in here:
             return here[candidate]
     raise DatasetError(
-        f"{folder}: no {KEYPOINTS_2D.format(wanted)} here ({_listing(folder)}); name one as keypoints_2d"
+        f"{folder}: no {KEYPOINTS_2D.format(wanted)} here ({npz_files(folder)}); name one as keypoints_2d"
     )
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "there is no such folder"
-    return "there are: " + (", ".join(sorted(file.name for file in folder.glob("*.npz"))) or "no .npz files")
 
 
 def _open_keypoints(file: Path) -> _Recordings:

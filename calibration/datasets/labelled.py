@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgepose.calibration.datasets.base import Labels, Picture
 from edgepose.calibration.evidence import Accuracy
-from edgepose.calibration.metrics import SIZES, masked_mean, percentiles, score_bins, size_of, within
+from edgepose.calibration.metrics import SIZES, masked_mean, pck, percentiles, score_bins, size_of, within
 from edgepose.errors import DatasetError
 from edgepose.geometry import scale_and_shift
 from edgepose.skeletons import counterparts
@@ -71,6 +71,7 @@ class JointSlices:
 
     def add(
         self,
+        picture: Picture,
         labels: Labels,
         regions: NDArray[np.float64],
         keypoints_xy: NDArray[np.float32],
@@ -83,32 +84,30 @@ class JointSlices:
         self._quality.append(quality)
         self._visible.append(labels.visible)
         self._scores.append(scores)
-        self._areas.append(regions[:, 2] * regions[:, 3] / self._spec.crop_padding**2)
+        self._areas.append(picture.person_areas(regions, self._spec.crop_padding))
         self._errors.append(error[labels.visible])
 
     def per_person(self, without: Sequence[str] = ()) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Sum of the points (0-100) of each person's labelled joints, and how many those are."""
-        visible = np.concatenate(self._visible) & self._counted(without)
-        return 100 * np.where(visible, np.concatenate(self._quality), 0).sum(axis=1), visible.sum(axis=1)
+        quality, counted = self.judged(without)
+        return 100 * np.where(counted, quality, 0).sum(axis=1), counted.sum(axis=1)
 
     @property
     def people(self) -> int:
         """People with at least one labelled joint."""
         return sum(int(visible.any(axis=1).sum()) for visible in self._visible)
 
-    def mean(self, without: Sequence[str] = ()) -> float:
-        """Mean quality over all labelled joints, 0-100, leaving out the named ones; NaN without any."""
-        counted = np.concatenate(self._visible) & self._counted(without)
-        return 100 * float(masked_mean(np.concatenate(self._quality), counted))
-
-    def _counted(self, without: Sequence[str]) -> NDArray[np.bool_]:
-        return np.array([name not in without for name in self._spec.joints.joints])
+    def judged(self, without: Sequence[str] = ()) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """(N, K) quality of all joints, and (N, K) which of them are labelled and not of the named ones."""
+        others = np.array([name not in without for name in self._spec.joints.joints])
+        return np.concatenate(self._quality), np.concatenate(self._visible) & others
 
     def accuracy(
         self, metric: str, value: float, stats: dict[str, float], joint_metric: str, remarks: tuple[str, ...]
     ) -> Accuracy:
         """The verdict, with the slices."""
-        quality, visible = 100 * np.concatenate(self._quality), np.concatenate(self._visible)
+        shares, visible = self.judged()
+        quality = 100 * shares
         scores, sizes = np.concatenate(self._scores), size_of(np.concatenate(self._areas))
         per_joint = zip(self._spec.joints.joints, masked_mean(quality, visible, axis=0), strict=True)
         per_size = {size: float(masked_mean(quality[sizes == size], visible[sizes == size])) for size in SIZES}
@@ -173,7 +172,7 @@ class PckScorer:
         labels = fit_labels(picture.labels, self._order)
         for share, slices in self._slices.items():
             right = within(labels.keypoints_xy, keypoints_xy, labels.reference_px, share).astype(float)
-            slices.add(labels, regions, keypoints_xy, scores, right)
+            slices.add(picture, labels, regions, keypoints_xy, scores, right)
 
     def people(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """See ``Scorer``."""
@@ -183,6 +182,9 @@ class PckScorer:
         """PCK over all labelled joints."""
         if not any(slices.people for slices in self._slices.values()):
             raise DatasetError(f"{self._where}: no person has a labelled joint that the model finds")
-        stats = {f"{self._name}@{share:g}": slices.mean(self._without) for share, slices in self._slices.items()}
+        stats = {
+            f"{self._name}@{share:g}": float(pck(*slices.judged(self._without)))
+            for share, slices in self._slices.items()
+        }
         (headline, value), *_ = stats.items()
         return self._slices[self._shares[0]].accuracy(headline, value, stats, headline, self._remarks)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepose.calibration.datasets.arrays import numeric_array, read_npz
+from edgepose.calibration.datasets.arrays import as_dict, numeric_array, read_npz
 from edgepose.calibration.datasets.base import LiftingClip
+from edgepose.calibration.datasets.files import check_split, existing_file
 from edgepose.errors import DatasetError
 from edgepose.skeletons import get_skeleton
 
@@ -55,14 +56,11 @@ class MpiInf3dhp:
     skeleton = "h36m17"
 
     def __init__(self, path: Path, *, split: str = "test", stride: int = 1) -> None:
-        if split not in FILES:
-            raise DatasetError(f"{path}: no split {split!r} (there are: {', '.join(FILES)})")
-        if stride < 1:
-            raise DatasetError(f"{path}: stride {stride} takes no frame; it is 1 or more")
+        check_split(path, split, FILES, stride)
         self.path = path
         self.split = split
         self.stride = stride
-        self.file = _existing(path, FILES[split])
+        self.file = existing_file(path, FILES[split], "P-STMO's")
 
     def sources(self) -> list[Path]:
         """The file."""
@@ -77,16 +75,16 @@ class MpiInf3dhp:
         return itertools.islice(self._clips(), limit)
 
     def _clips(self) -> Iterator[LiftingClip]:
-        data = _dict(read_npz(self.file, "data"), f"{self.file}: data")
+        data = as_dict(read_npz(self.file, "data"), f"{self.file}: data")
         for sequence in sorted(data, key=str):
             where = f"{self.file}: {sequence}"
             if self.split == "test":
-                yield self._clip(sequence, _dict(data[sequence], where), where)
+                yield self._clip(sequence, as_dict(data[sequence], where), where)
                 continue
-            cameras = _dict(_first(data[sequence], where), where)
+            cameras = as_dict(_first(data[sequence], where), where)
             for camera in sorted(cameras, key=_numerically):
                 camera_where = f"{where}, camera {camera}"
-                yield self._clip(f"{sequence} {camera}", _dict(cameras[camera], camera_where), camera_where)
+                yield self._clip(f"{sequence} {camera}", as_dict(cameras[camera], camera_where), camera_where)
 
     def _clip(self, name: str, arrays: dict[str, Any], where: str) -> LiftingClip:
         xyz_mm = numeric_array(_entry(arrays, "data_3d", where), (None, len(JOINTS), 3), f"{where}: data_3d")
@@ -105,22 +103,6 @@ class MpiInf3dhp:
             image_wh=_WIDE if name in ("TS5", "TS6") else _SQUARE,
             group="all",
         )
-
-
-def _existing(folder: Path, name: str) -> Path:
-    file = folder / name
-    if file.is_file():
-        return file
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder")
-    here = ", ".join(sorted(other.name for other in folder.glob("*.npz"))) or "no .npz files"
-    raise DatasetError(f"{folder}: no {name} here (there are: {here}); P-STMO's scripts prepare it")
-
-
-def _dict(value: object, where: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise DatasetError(f"{where}: expected a dict, got {type(value).__name__}")
-    return value
 
 
 def _first(value: Any, where: str) -> Any:

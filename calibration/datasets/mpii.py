@@ -13,7 +13,8 @@ Coordinates in these files count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.calibration.datasets.base import Labels, Picture, Scorer
-from edgepose.calibration.datasets.files import check_present, read_json, read_mat
+from edgepose.calibration.datasets.files import (
+    LARGEST_PX,
+    MALFORMED,
+    check_present,
+    read_json,
+    read_mat,
+    read_picture,
+)
 from edgepose.calibration.datasets.labelled import PckScorer
 from edgepose.errors import DatasetError
 from edgepose.skeletons import get_skeleton
-from edgepose.sources import read_image
 from edgepose.types import ModelSpec
 
 __all__ = ["MpiiHumanPose"]
@@ -56,28 +63,27 @@ class MpiiHumanPose:
             root: The folder that holds ``annot/`` and ``images/``, or the JSON itself.
 
         Raises:
-            DatasetError: A file is missing or malformed.
+            DatasetError: A file is missing or malformed, or nobody can be judged.
         """
         self.path = root if root.is_file() else _find(root)
         heads = [self.path.with_name(name) for name in _HEADS]
         self._heads = next((path for path in heads if path.is_file()), None)
         rows = read_json(self.path)
         try:
-            joints = np.array([row["joints"] for row in rows], float) - 1
-            visible = np.array([row["joints_vis"] for row in rows], float) > 0
-            centers = np.array([row["center"] for row in rows], float) - 1
-            scales = np.array([row["scale"] for row in rows], float)
-            self._names = [str(row["image"]) for row in rows]
-            _check(joints, visible, centers, scales)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self._read(rows)
+        except MALFORMED as error:
             raise DatasetError(
                 f"{self.path}: not MPII annotations ({type(error).__name__}: {error}): "
                 "it needs rows of image, center, scale, joints and joints_vis"
             ) from None
-        self._joints, self._visible = joints, visible & np.isfinite(joints).all(axis=2)
-        self._boxes = _boxes(centers, scales)
         self._reference = self._head_sizes()
-        self._usable = np.flatnonzero((self._reference > 0) & self._visible.any(axis=1))
+        usable = np.flatnonzero((self._reference > 0) & self._visible.any(axis=1))
+        if not len(usable):
+            raise DatasetError(
+                f"{self.path}: none of its {len(self._names)} people has a head to divide errors by and labels"
+            )
+        self._pictures = _by_image(self._names, usable)
+        self.left_out = len(self._names) - len(usable)
         self.image_root = self.path.parent.parent / "images"
         if not self.image_root.is_dir():
             self.image_root = self.path.parent / "images"
@@ -88,22 +94,21 @@ class MpiiHumanPose:
         return root.is_dir() and any((root / name).is_file() for name in _TABLES)
 
     def __len__(self) -> int:
-        return len(self._usable)
+        return len(self._pictures)
 
     def pictures(self, limit: int | None = None) -> Iterator[Picture]:
-        """One per annotated person, in the file's order."""
-        rows = self._usable[:limit]
-        check_present([self.image_root / self._names[i] for i in rows], str(self.path))
-        return (self._picture(int(i)) for i in rows)
+        """Those with somebody to judge, numbered in the file's order."""
+        chosen = list(self._pictures.items())[:limit]
+        check_present([self.image_root / self._names[people[0]] for _, people in chosen], str(self.path))
+        return (self._picture(number, people) for number, people in chosen)
 
     def scorer(self, spec: ModelSpec) -> Scorer:
         """PCKh@0.5, and 0.25."""
         remarks = []
         if self._heads is None:
             remarks.append(f"no {_HEADS[0]}: errors are divided by upper neck to head top, not by MPII's head boxes")
-        left_out = len(self._names) - len(self._usable)
-        if left_out:
-            remarks.append(f"{left_out} people without a head or labelled joints are left out")
+        if self.left_out:
+            remarks.append(f"{self.left_out} people without a head or labelled joints are left out")
         return PckScorer(
             spec,
             _JOINTS,
@@ -118,28 +123,53 @@ class MpiiHumanPose:
         """The annotations, and the head boxes."""
         return [self.path, *([self._heads] if self._heads else [])]
 
-    def _picture(self, row: int) -> Picture:
-        path = self.image_root / self._names[row]
+    def _read(self, rows: Sequence[Any]) -> None:
+        joints = np.array([row["joints"] for row in rows], float) - 1
+        visible = np.array([row["joints_vis"] for row in rows], float) > 0
+        centers = np.array([row["center"] for row in rows], float) - 1
+        scales = np.array([row["scale"] for row in rows], float)
+        self._names = [str(row["image"]) for row in rows]
+        _check(joints, visible, centers, scales)
+        near = (np.abs(joints) <= LARGEST_PX).all(axis=2)
+        self._joints, self._visible = np.where(near[:, :, None], joints, 0), visible & near
+        self._boxes = _boxes(centers, scales)
+
+    def _picture(self, number: int, people: list[int]) -> Picture:
+        path = self.image_root / self._names[people[0]]
         return Picture(
-            name=f"{path.name}#{row}",
+            name=path.name,
             file=path.name,
-            read=partial(read_image, path, exif=False),
-            boxes_xywh=self._boxes[row : row + 1],
-            labels=Labels(self._joints[row : row + 1], self._visible[row : row + 1], self._reference[row : row + 1]),
-            image_id=row,
+            read=partial(read_picture, path, exif=False),
+            boxes_xywh=self._boxes[people],
+            labels=Labels(self._joints[people], self._visible[people], self._reference[people]),
+            image_id=number,
         )
 
     def _head_sizes(self) -> NDArray[np.float64]:
         if self._heads is None:
             head = np.linalg.norm(self._joints[:, _TOP] - self._joints[:, _NECK], axis=1)
             return np.where(self._visible[:, [_TOP, _NECK]].all(axis=1), head, 0.0)
-        boxes = np.asarray(read_mat(self._heads).get("headboxes_src"), float)
-        if boxes.shape != (2, 2, len(self._names)):
+        boxes, count = np.asarray(read_mat(self._heads).get("headboxes_src")), len(self._names)
+        if count == 1 and boxes.shape == (2, 2):  # the reader drops axes of length 1
+            boxes = boxes[:, :, None]
+        if boxes.dtype.kind not in "iuf" or boxes.shape != (2, 2, count):
             raise DatasetError(
-                f"{self._heads}: headboxes_src is {boxes.shape}, expected (2, 2, {len(self._names)}): "
+                f"{self._heads}: headboxes_src is {boxes.dtype} {boxes.shape}, expected numbers (2, 2, {count}): "
                 f"it does not belong to {self.path.name}"
             )
-        return np.asarray(_HEAD_BIAS * np.linalg.norm(boxes[1] - boxes[0], axis=0))
+        corners = boxes.astype(float)
+        if (np.abs(corners) > LARGEST_PX).any():
+            raise DatasetError(f"{self._heads}: a corner of headboxes_src is in no picture: get the file again")
+        return np.asarray(_HEAD_BIAS * np.linalg.norm(corners[1] - corners[0], axis=0))
+
+
+def _by_image(names: Sequence[str], usable: NDArray[np.int64]) -> dict[int, list[int]]:
+    """Number of the image, by first appearance -> rows of its usable people."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    people: dict[int, list[int]] = defaultdict(list)
+    for row in usable:
+        people[numbers[names[row]]].append(int(row))
+    return dict(sorted(people.items()))
 
 
 def _find(root: Path) -> Path:
@@ -151,12 +181,15 @@ def _find(root: Path) -> Path:
 
 def _check(joints: Any, visible: Any, centers: Any, scales: Any) -> None:
     count = len(joints)
-    expected = {"joints": (count, len(_JOINTS), 2), "joints_vis": (count, len(_JOINTS)), "center": (count, 2)}
-    for (name, shape), array in zip(expected.items(), (joints, visible, centers), strict=True):
-        if array.shape != shape:
-            raise ValueError(f"{name} {array.shape}, expected {shape}")
-    if not count or not (np.isfinite(centers).all() and (scales > 0).all()):
-        raise ValueError("no people, or a center or scale that is no number")
+    expected = {"joints": (len(_JOINTS), 2), "joints_vis": (len(_JOINTS),), "center": (2,), "scale": ()}
+    for (name, shape), array in zip(expected.items(), (joints, visible, centers, scales), strict=True):
+        if array.shape != (count, *shape):
+            raise ValueError(f"{name} {array.shape}, expected {(count, *shape)}")
+    if not count:
+        raise ValueError("no people")
+    far = ~(np.abs(centers) <= LARGEST_PX).all(axis=1) | ~((scales > 0) & (scales * _SCALE_PX <= LARGEST_PX))
+    if far.any():
+        raise ValueError(f"the center or the scale of row {far.argmax()} is no place or size in a picture")
 
 
 def _boxes(centers: NDArray[np.float64], scales: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,8 +13,9 @@ import cv2
 import numpy as np
 
 from edgepose.calibration.datasets.base import Image, Picture, Scorer
+from edgepose.calibration.datasets.files import read_picture
 from edgepose.errors import DatasetError, SourceError
-from edgepose.sources import IMAGE_SUFFIXES, image_files, open_source, quiet_opencv, read_image
+from edgepose.sources import IMAGE_SUFFIXES, image_files, open_source, quiet_opencv
 from edgepose.types import ModelSpec
 
 __all__ = ["Unlabeled"]
@@ -71,7 +73,7 @@ class Unlabeled:
 
     def _image(self, path: Path) -> Picture:
         name = str(path.relative_to(self.path)) if self.path.is_dir() else path.name
-        return Picture(name=name, file=name, read=partial(read_image, path))
+        return Picture(name=name, file=name, read=partial(read_picture, path, exif=True))
 
     def _frame(self, index: int, clip: int) -> Picture:
         assert self._video is not None
@@ -114,10 +116,12 @@ def _spread(items: Sequence[_T], limit: int | None) -> list[_T]:
 
 
 def _clips(count: int, limit: int | None) -> Iterator[tuple[int, int]]:
-    """Frame numbers, each with the number of its clip."""
+    """Frame numbers, each with the number of its clip: all as one, or blocks of 16 from the first to the last."""
     if limit is None or limit >= count:
         yield from ((i, 0) for i in range(count))
         return
-    starts = range(0, limit, CLIP_FRAMES)
-    for clip, start in enumerate(_spread(range(count - CLIP_FRAMES + 1), len(starts))):
-        yield from ((start + i, clip) for i in range(min(CLIP_FRAMES, limit - starts[clip])))
+    blocks, wanted = math.ceil(count / CLIP_FRAMES), math.ceil(limit / CLIP_FRAMES)
+    for clip in range(wanted):
+        start = CLIP_FRAMES * (clip * (blocks - 1) // max(wanted - 1, 1))
+        length = min(CLIP_FRAMES, count - start, limit - clip * CLIP_FRAMES)
+        yield from ((start + i, clip) for i in range(length))

@@ -16,19 +16,18 @@ __all__ = ["BASELINE_RGB", "VARIANT_RGB", "draw_exhibit", "jpeg_uri"]
 BASELINE_RGB, VARIANT_RGB = (60, 200, 255), (255, 128, 0)
 _OUTLINE = (20, 20, 20)
 _HEIGHT = 320
-_FOUND = 0.2
 
 
-def draw_exhibit(exhibit: Exhibit, skeleton: Skeleton) -> NDArray[np.uint8]:
+def draw_exhibit(exhibit: Exhibit, skeleton: Skeleton, threshold: float = 0.2) -> NDArray[np.uint8]:
     """The crop, 320 pixels high, RGB: the baseline in light blue, the variant in orange above it.
 
-    Joints that score below 0.2 have no dot, and their limbs are thin.
+    Joints that score below the threshold have no dot, and their limbs are thin.
     """
     factor = _HEIGHT / exhibit.crop.shape[0]
     size = (max(1, round(exhibit.crop.shape[1] * factor)), _HEIGHT)
     canvas = np.ascontiguousarray(cv2.resize(exhibit.crop, size, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-    _draw(canvas, skeleton, _points(exhibit.baseline_xy, factor), exhibit.baseline_scores, BASELINE_RGB)
-    _draw(canvas, skeleton, _points(exhibit.variant_xy, factor), exhibit.variant_scores, VARIANT_RGB)
+    _draw(canvas, skeleton, _points(exhibit.baseline_xy, factor), exhibit.baseline_scores >= threshold, BASELINE_RGB)
+    _draw(canvas, skeleton, _points(exhibit.variant_xy, factor), exhibit.variant_scores >= threshold, VARIANT_RGB)
     return canvas
 
 
@@ -45,17 +44,17 @@ def _draw(
     canvas: NDArray[np.uint8],
     skeleton: Skeleton,
     points: list[tuple[int, int] | None],
-    scores: NDArray[np.float32],
+    found: NDArray[np.bool_],
     color: tuple[int, int, int],
 ) -> None:
     for a, b in skeleton.edges:
         start, end = points[a], points[b]
         if start and end:
-            found = min(scores[a], scores[b]) >= _FOUND
-            cv2.line(canvas, start, end, _OUTLINE, 4 if found else 2, cv2.LINE_AA)
-            cv2.line(canvas, start, end, color, 2 if found else 1, cv2.LINE_AA)
-    for point, score in zip(points, scores, strict=True):
-        if point and score >= _FOUND:
+            both = found[a] and found[b]
+            cv2.line(canvas, start, end, _OUTLINE, 4 if both else 2, cv2.LINE_AA)
+            cv2.line(canvas, start, end, color, 2 if both else 1, cv2.LINE_AA)
+    for point, seen in zip(points, found, strict=True):
+        if point and seen:
             cv2.circle(canvas, point, 4, _OUTLINE, -1, cv2.LINE_AA)
             cv2.circle(canvas, point, 3, color, -1, cv2.LINE_AA)
 

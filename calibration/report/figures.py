@@ -205,13 +205,18 @@ def _speed_table(timed: Sequence[VariantEvidence], validation: Validation) -> st
 def crops_section(validation: Validation) -> str:
     """The worst crops of every variant, with both skeletons."""
     skeleton, tone = get_skeleton(validation.skeleton), tones(validation)
-    parts = [_gallery(row, skeleton, tone[row.variant]) for row in _others(validation) if row.worst]
+    parts = [
+        _gallery(row, skeleton, tone[row.variant], validation.score_threshold)
+        for row in _others(validation)
+        if row.worst
+    ]
     if not parts:
         return ""
     name = shown(validation.baseline)
     key = (
         f"<p class=soft>The crops on which poses differ most, worst first.{_dot(BASELINE_RGB)}{name} "
-        f"{_dot(VARIANT_RGB)}the variant. Thin limbs end in a joint that scores below 0.2.</p>"
+        f"{_dot(VARIANT_RGB)}the variant. Thin limbs end in a joint that scores below "
+        f"{validation.score_threshold:g}.</p>"
     )
     return section("crops", "Worst crops", key, *parts)
 
@@ -220,13 +225,13 @@ def _dot(rgb: tuple[int, int, int]) -> str:
     return f'<span class="dot" style="background:rgb{rgb}"></span>'.replace(", ", ",")
 
 
-def _gallery(row: VariantEvidence, skeleton: Skeleton, tone: int) -> str:
-    figures = "".join(_exhibit(exhibit, row.variant, skeleton) for exhibit in row.worst[:_WORST])
+def _gallery(row: VariantEvidence, skeleton: Skeleton, tone: int, threshold: float) -> str:
+    figures = "".join(_exhibit(exhibit, row.variant, skeleton, threshold) for exhibit in row.worst[:_WORST])
     return f'<details open><summary>{keyed(row.variant, tone)}</summary><div class="crops">{figures}</div></details>'
 
 
-def _exhibit(exhibit: Exhibit, variant: str, skeleton: Skeleton) -> str:
-    picture = draw_exhibit(exhibit, skeleton)
+def _exhibit(exhibit: Exhibit, variant: str, skeleton: Skeleton, threshold: float) -> str:
+    picture = draw_exhibit(exhibit, skeleton, threshold)
     height, width = picture.shape[:2]
     oks = f"OKS {number(exhibit.oks, 3)}"
     alt = shown(f"{exhibit.name}: skeletons of the baseline and of {variant}, {oks}")

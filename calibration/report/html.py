@@ -23,10 +23,8 @@ from edgepose.calibration.report.wording import (
     MINUS,
     TIMES,
     Verdict,
-    baseline_of,
     caption,
     clean,
-    drop_of,
     figure,
     labelled,
     leaves,
@@ -134,7 +132,7 @@ def _unit(unit: str) -> str:
 def _cells(validation: Validation, row: VariantEvidence, bad: Iterable[str]) -> list[str]:
     a = row.agreement
     spread = _unit(f"{number(row.drop_interval[0])} to {number(row.drop_interval[1])}") if row.drop_interval else ""
-    drop = cell(number(drop_of(validation, row)) + spread, "bad" if clean(row.variant) in bad else "")
+    drop = cell(number(validation.drop_of(row)) + spread, "bad" if clean(row.variant) in bad else "")
     joints = "<br>".join(shown(worst_joints(validation, row)).split(", "))
     compared = [
         drop,
@@ -185,7 +183,7 @@ def _sizes(validation: Validation) -> str:
 
 def _size_value(validation: Validation, row: VariantEvidence, size: str) -> str:
     """The value, and beneath it the drop."""
-    base = baseline_of(validation)
+    base = validation.base
     value = row.accuracy.per_size.get(size, math.nan) if row.accuracy else math.nan
     if base is None or base is row or base.accuracy is None:
         return cell(figure(value))

@@ -10,7 +10,6 @@ from edgepose.calibration.report.wording import (
     DASH,
     caption,
     clean,
-    drop_of,
     figure,
     labelled,
     number,
@@ -58,7 +57,7 @@ def _row(validation: Validation, row: VariantEvidence, max_drop: float | None) -
     a = row.agreement
     is_base = row.variant == validation.baseline
     state = next(v.state for v in verdicts(validation, max_drop) if v.variant == clean(row.variant))
-    drop = number(drop_of(validation, row))
+    drop = number(validation.drop_of(row))
     return [
         _cell(row.variant),
         _cell(row.engine),

@@ -17,10 +17,8 @@ __all__ = [
     "TIMES",
     "Verdict",
     "amount",
-    "baseline_of",
     "caption",
     "clean",
-    "drop_of",
     "figure",
     "interval",
     "joint_losses",
@@ -78,11 +76,6 @@ def amount(value: float, unit: str, digits: int = 2) -> str:
     return f"{number(value, digits)} {unit}"
 
 
-def baseline_of(validation: Validation) -> VariantEvidence | None:
-    """The baseline's row; None where it did not run."""
-    return next((row for row in validation.rows if row.variant == validation.baseline), None)
-
-
 def labelled(validation: Validation) -> Accuracy | None:
     """The accuracy that names metric and unit: the baseline's, else the first; None for data without labels."""
     rows = sorted(validation.rows, key=lambda row: row.variant != validation.baseline)
@@ -95,19 +88,13 @@ def unit_of(validation: Validation) -> str:
     return accuracy.unit if accuracy else "points"
 
 
-def drop_of(validation: Validation, row: VariantEvidence) -> float:
-    """The row's drop; NaN where the baseline did not run or either headline is undefined."""
-    base = baseline_of(validation)
-    return math.nan if base is None else validation.drop_of(row)
-
-
 def _defined(value: float) -> bool:
     return math.isfinite(value) and value != -1
 
 
 def joint_losses(validation: Validation, row: VariantEvidence) -> dict[str, float]:
     """Joint -> how much worse than the baseline: in the metric's unit with labels, else mean shift in crop pixels."""
-    base = baseline_of(validation)
+    base = validation.base
     if base is None or base.accuracy is None or row.accuracy is None:
         return {joint: value for joint, value in row.agreement.joint_shift_px.items() if math.isfinite(value)}
     sign = 1 if base.accuracy.higher_is_better else -1
@@ -140,7 +127,7 @@ def verdicts(validation: Validation, max_drop: float | None) -> list[Verdict]:
 
 
 def _verdict(validation: Validation, row: VariantEvidence, max_drop: float | None) -> Verdict:
-    name, drop = clean(row.variant), drop_of(validation, row)
+    name, drop = clean(row.variant), validation.drop_of(row)
     headline = _headline(row)
     if row.variant == validation.baseline:
         return Verdict(name, "baseline", f"{headline or 'no labels'}, the baseline")

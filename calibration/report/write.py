@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from edgepose.bundle import MANIFEST
 from edgepose.calibration.evidence import Validation, evidence_dict
 from edgepose.calibration.report.html import report_html
 from edgepose.calibration.report.markdown import report_markdown
-from edgepose.calibration.report.wording import drop_of, plain
+from edgepose.calibration.report.wording import plain
 from edgepose.errors import SinkError
 from edgepose.files import canonical_json, replace_file
 from edgepose.sinks import check_output
 
-__all__ = ["check_report", "evidence", "report_html", "report_markdown", "write_report"]
+__all__ = ["FILES", "check_report", "evidence", "report_html", "report_markdown", "write_report"]
 
-_FILES = ("report.html", "report.md", "evidence.json")
+FILES = ("report.html", "report.md", "evidence.json")
 _SCHEMA_VERSION = 1
 
 
-def check_report(folder: Path, *, force: bool) -> None:
+def check_report(folder: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse a folder that a report cannot or must not be written to, before anything is measured.
 
     Raises:
-        SinkError: A file of a report is there and ``force`` is not given, or the folder cannot be written.
+        SinkError: A file of a report is there and ``force`` is not given, the folder is a bundle or among ``inputs``,
+            or it cannot be written.
     """
+    if (folder / MANIFEST).exists():
+        raise SinkError(f"{folder}: is a bundle, which keeps its own report: choose another folder")
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        for name in _FILES:
-            check_output(folder / name, force=force)
+        for name in FILES:
+            check_output(folder / name, force=force, inputs=inputs)
     finally:
         for path in missing:
             if path.is_dir():
@@ -79,7 +83,7 @@ def evidence(validation: Validation, provenance: Mapping[str, Any], max_drop: fl
     return {
         "schema_version": _SCHEMA_VERSION,
         "validation": evidence_dict(validation),
-        "drops": {row.variant: drop_of(validation, row) for row in others},
+        "drops": {row.variant: validation.drop_of(row) for row in others},
         "max_drop": max_drop,
         "provenance": plain(provenance),
     }

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from edgepose import __version__
-from edgepose.errors import EdgePoseError
+from edgepose.errors import EdgePoseError, GateError
 
 __all__ = ["main"]
 
@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": "Estimate poses on a video, images or a camera.",
     "bench": "Measure the latency of every variant on this machine.",
     "validate": "Measure the accuracy of every variant, and the drop from FP32.",
+    "sensitivity": "Rank the parts of a model by what INT8 costs them.",
     "reproduce": "Make a bundle again by its manifest, and compare byte by byte.",
     "inspect": "Show what a bundle or model file is and where it comes from.",
     "models": "List the registered models, or download their weights.",
@@ -95,7 +96,7 @@ def _report(error: BaseException) -> NoReturn:
     if isinstance(error, click.ClickException):
         _fail(error.format_message(), 2)
     if isinstance(error, EdgePoseError):
-        _fail(str(error), 2)
+        _fail(str(error), 1 if isinstance(error, GateError) else 2)
     if isinstance(error, OSError):
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     raise error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from edgepose.cli._console import out, print_table, remark
 
 if TYPE_CHECKING:
-    from edgepose.calibration.evidence import Validation, VariantEvidence
+    from edgepose.calibration.evidence import Accuracy, Validation, VariantEvidence
 
 __all__ = ["print_validation"]
 
@@ -20,34 +21,36 @@ def print_validation(result: Validation, max_drop: float | None = None) -> None:
     """Print everything."""
     from edgepose.calibration.report.wording import verdicts
 
-    _print_accuracy(result)
+    base = result.base
+    assert base is not None  # validation ends where its baseline does
+    _print_accuracy(result, base)
     if len(result.rows) > 1:
         _print_differences(result)
-    if result.base.accuracy is not None and result.base.accuracy.per_joint:
-        _print_slices(result)
+    if base.accuracy is not None and base.accuracy.per_joint:
+        _print_slices(result, base.accuracy)
     out.print()
     for verdict in verdicts(result, max_drop):
         out.print(f"{verdict.variant}: {verdict.text}", soft_wrap=True, markup=False)
-    for line in result.base.accuracy.remarks if result.base.accuracy else ():
+    for line in base.accuracy.remarks if base.accuracy else ():
         remark(f"note: {line}")
     if result.skipped:
         names = ", ".join(result.skipped[:_NAMED]) + (", ..." if len(result.skipped) > _NAMED else "")
         remark(f"note: {len(result.skipped)} pictures could not be read and count nowhere: {names}")
 
 
-def _print_accuracy(result: Validation) -> None:
-    columns = ["<variant", *_statistics(result.base), "drop", "mean OKS", "p5 OKS", "shift px", "p95 px", "seconds"]
+def _print_accuracy(result: Validation, base: VariantEvidence) -> None:
+    columns = ["<variant", *_statistics(base), "drop", "mean OKS", "p5 OKS", "shift px", "p95 px", "seconds"]
     rows = [_accuracy_row(row, result) for row in result.rows]
     rows += [[name, "did not run", *[None] * (len(columns) - 2)] for name in (*result.failed, *result.absent)]
-    what = result.base.accuracy.metric if result.base.accuracy else "100 (1 - mean OKS)"
-    unit = result.base.accuracy.unit if result.base.accuracy else "points"
+    what = base.accuracy.metric if base.accuracy else "100 (1 - mean OKS)"
+    unit = base.accuracy.unit if base.accuracy else "points"
     print_table(
         f"accuracy on {result.data}",
         columns,
         rows,
         f"{result.crops} crops of {result.images} pictures, boxes: {result.boxes}, flip test "
         f"{'on' if result.flip else 'off'}; drop in {unit} of {what}; OKS and shift (crop pixels) against "
-        f"{result.baseline}, over the {result.base.agreement.joints} joints it finds",
+        f"{result.baseline}, over the {base.agreement.joints} joints it finds",
     )
 
 
@@ -62,10 +65,14 @@ def _accuracy_row(row: VariantEvidence, result: Validation) -> list[object]:
     return [
         row.variant,
         *(f"{value:.2f}" if value >= 0 else None for value in _statistics(row).values()),
-        None if row.variant == result.baseline else f"{result.drop_of(row):+.2f}",
+        _signed(result.drop_of(row)) if row.variant != result.baseline else None,
         *(f"{a.mean_oks:.4f}", f"{a.p5_oks:.4f}", f"{a.mean_shift_px:.2f}", f"{a.p95_shift_px:.2f}"),
         f"{row.seconds:.1f}",
     ]
+
+
+def _signed(drop: float) -> str | None:
+    return f"{drop:+.2f}" if math.isfinite(drop) else None
 
 
 def _print_differences(result: Validation) -> None:
@@ -89,18 +96,15 @@ def _print_differences(result: Validation) -> None:
     )
 
 
-def _print_slices(result: Validation) -> None:
+def _print_slices(result: Validation, base: Accuracy) -> None:
     """The value of every joint and size of person, with the drop from the baseline."""
-    base = result.base.accuracy
-    assert base is not None
     columns = ["<joint", *(row.variant for row in result.rows)]
-    table = [[name, *_cells(result, "per_joint", name)] for name in base.per_joint]
-    table += [[f"{name} people", *_cells(result, "per_size", name)] for name in base.per_size]
+    table = [[name, *_cells(result, "per_joint", name, base.per_joint[name])] for name in base.per_joint]
+    table += [[f"{name} people", *_cells(result, "per_size", name, base.per_size[name])] for name in base.per_size]
     print_table(f"{base.joint_metric} by joint and size, drop in brackets", columns, table)
 
 
-def _cells(result: Validation, field: str, name: str) -> list[str | None]:
-    base = getattr(result.base.accuracy, field)[name]
+def _cells(result: Validation, field: str, name: str, base: float) -> list[str | None]:
     cells: list[str | None] = []
     for row in result.rows:
         value = getattr(row.accuracy, field).get(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from edgepose.cli._console import print_table, progress, remark
 from edgepose.errors import DatasetError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["PREDICTIONS", "score_predictions"]
 
@@ -39,19 +41,22 @@ def score_predictions(path: Path, kind: str | None, root: Path) -> dict[str, Any
 
 
 def _score_coco(path: Path, root: Path) -> dict[str, Any]:
-    from edgepose.calibration.average_precision import average_precision
-    from edgepose.calibration.datasets.coco import CocoKeypoints
+    from edgepose.calibration.datasets.coco import CocoKeypoints, coco_statistics
     from edgepose.skeletons import SKELETONS
 
     data = CocoKeypoints.open(root)
     skeleton = next((row for row in SKELETONS.values() if row.joints == data.joints), None)
     if skeleton is None:
         raise DatasetError(f"{data.path}: no OKS constants are known for its joints: {', '.join(data.joints)}")
-    rows = data.predictions(path)
-    stats = {name: 100 * v for name, v in average_precision(data.content, rows, skeleton.sigmas).items()}
+    rows, elsewhere = data.predictions(path)
+    stats = coco_statistics(data, rows, skeleton.sigmas)
     values = [f"{value:.2f}" if value >= 0 else None for value in stats.values()]
-    print_table(f"{path.name} on {data.path}", list(stats), [values], f"{len(rows)} poses; COCO keypoint statistics")
-    return {"predictions": path.name, "data": str(data.path), "poses": len(rows), "stats": stats}
+    left_out = f", {elsewhere} on other images left out" if elsewhere else ""
+    print_table(
+        f"{path.name} on {data.path}", list(stats), [values], f"{len(rows)} poses{left_out}; COCO keypoint statistics"
+    )
+    figures = {"poses": len(rows), "poses_on_other_images": elsewhere, "stats": stats}
+    return {"predictions": path.name, "data": str(data.path), **figures}
 
 
 def _score_lifting(path: Path, kind: str, root: Path) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def _score_lifting(path: Path, kind: str, root: Path) -> dict[str, Any]:
     from edgepose.calibration.metrics_3d import LiftingScorer
 
     data = open_lifting(root, kind)
-    poses = _read_npz(path)
+    poses = _read_poses(path)
     scorer, scored = LiftingScorer(data.skeleton), 0
     with progress() as update:
         for clip in data.clips():
@@ -78,9 +83,11 @@ def _score_lifting(path: Path, kind: str, root: Path) -> dict[str, Any]:
     return {"predictions": path.name, "data": str(root), "clips": scored, "stats": dict(accuracy.stats)}
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return dict(data)
-    except Exception as error:  # a damaged archive makes the loader raise anything
-        raise DatasetError(f"{path}: not an .npz of plain arrays by clip ({error}): save it again") from None
+def _read_poses(path: Path) -> dict[str, NDArray[Any]]:
+    """Clip -> (F, K, 3) metres."""
+    from edgepose.calibration.datasets.arrays import npz_names, number_array, read_npz
+
+    names = npz_names(path)
+    if not names:
+        raise DatasetError(f"{path}: holds no arrays: save one (F, K, 3) of metres for each clip, by its name")
+    return {name: number_array(read_npz(path, name), (None, None, 3), f"{path}: {name}") for name in names}

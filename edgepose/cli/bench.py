@@ -83,7 +83,7 @@ def bench(
         EdgePoseError: No variant runs here.
     """
     from edgepose.runtimes.latency import measure_latency, peak_rss_mb
-    from edgepose.runtimes.load import model_files
+    from edgepose.runtimes.load import model_bytes, model_files
 
     files = model_files(path, variants)
     estimators, failed = load_variants(path, variants, engine, device, threads, self_test)
@@ -101,7 +101,7 @@ def bench(
         for done, row in enumerate(rows, start=1):
             memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, threads, batch)
             update("measure memory in fresh processes", done, len(rows))
-    megabytes = {name: files[name].stat().st_size / 1e6 for name in estimators}
+    megabytes = {name: model_bytes(files[name]) / 1e6 for name in estimators}
     here = machine()
     _print(path, rows, failed, megabytes, memory)
     for name, where in placement.items():

@@ -14,6 +14,7 @@ from edgepose.cli._options import PATH, split_list
 from edgepose.errors import EngineUnavailable
 
 if TYPE_CHECKING:
+    from edgepose.converters.budget import Budget
     from edgepose.converters.convert import Conversion
 
 __all__ = ["command", "convert_checkpoint", "require_converters"]
@@ -23,14 +24,34 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
-@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, separated by commas.")
-@click.option("--precision", default="fp32,int8", show_default=True, help="Precisions, separated by commas.")
+@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino.")
+@click.option(
+    "--precision",
+    default="fp32,int8",
+    show_default=True,
+    help="By commas: fp32, int8; fp16 for openvino; or auto: the fastest here within --max-drop.",
+)
 @click.option("--calib", type=PATH, help="COCO keypoint JSON, folder of images, or video; INT8 needs it.")
 @click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Crops to calibrate with.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the choice of crops."
 )
 @click.option("--input-size", help="Crop height x width, for instance 256x192.  [default: the model's]")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    help="How to quantize, by name, for instance onnxruntime-arm; once for each engine.  [default: for this machine]",
+)
+@click.option("--max-drop", type=click.FloatRange(min=0, max=100), help="Points that a variant may lose against FP32.")
+@click.option(
+    "--metric",
+    type=click.Choice(["agreement", "pck", "ap"]),
+    default="agreement",
+    show_default=True,
+    help="What --max-drop is measured in.",
+)
+@click.option("--budget-data", type=PATH, help="Labelled data for --metric pck or ap.")
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle to write.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 def command(
@@ -43,6 +64,10 @@ def command(
     calib_size: int,
     seed: int,
     input_size: str | None,
+    recipes: tuple[str, ...],
+    max_drop: float | None,
+    metric: str,
+    budget_data: Path | None,
     output: Path,
     force: bool,
 ) -> None:
@@ -59,8 +84,11 @@ def command(
         output,
         calib,
         calib_size,
-        variants=[f"{form}-{kind}" for form in split_list(formats) for kind in split_list(precision)],
+        variants=_variants(split_list(formats), split_list(precision)),
+        keep_fastest=precision == "auto",
+        budget=(max_drop, metric, budget_data),
         input_hw=_input_hw(input_size) if input_size else None,
+        recipes=recipes,
         seed=seed,
         force=force,
     )
@@ -75,6 +103,9 @@ def convert_checkpoint(
     *,
     variants: Sequence[str] = ("onnx-fp32", "onnx-int8"),
     input_hw: tuple[int, int] | None = None,
+    recipes: Sequence[str] = (),
+    keep_fastest: bool = False,
+    budget: tuple[float | None, str, Path | None] = (None, "agreement", None),
     seed: int = 0,
     force: bool = False,
 ) -> None:
@@ -86,9 +117,10 @@ def convert_checkpoint(
     if input_hw:
         row = row.resized(input_hw)
     check_target(output, force=force)
-    require_converters()
+    require_converters(variants)
     from edgepose.converters.checkpoint import build_random, load_checkpoint
     from edgepose.converters.convert import convert
+    from edgepose.converters.recipes import get_recipe
 
     with progress() as update:
         update(f"load {checkpoint.name if checkpoint else 'random weights'}", 0, 0)
@@ -98,6 +130,9 @@ def convert_checkpoint(
             variants,
             calibration=calib,
             calibration_size=calib_size,
+            recipes={name.partition("-")[0]: get_recipe(name) for name in recipes},
+            budget=_budget(*budget, keep_fastest=keep_fastest),
+            keep_fastest=keep_fastest,
             seed=seed,
             force=force,
             progress=update,
@@ -105,13 +140,57 @@ def convert_checkpoint(
     _print(conversion, row.name if checkpoint else f"{row.name} with random weights")
 
 
-def require_converters() -> None:
+def _variants(formats: list[str], precisions: list[str]) -> list[str]:
+    """Names; ``auto`` stands for every precision of a format."""
+    if precisions != ["auto"]:
+        return [f"{form}-{kind}" for form in formats for kind in precisions]
+    require_converters()
+    from edgepose.converters.variants import VARIANTS
+
+    names = [name for name in VARIANTS if name.partition("-")[0] in formats]
+    unknown = set(formats) - {name.partition("-")[0] for name in names}
+    if unknown:
+        raise click.UsageError(f"--to {', '.join(sorted(unknown))}: there is no such format")
+    return names
+
+
+_BUDGET_PICTURES = 500
+_AUTO_DROP = 1.0
+
+
+def _budget(max_drop: float | None, metric: str, data: Path | None, *, keep_fastest: bool) -> Budget | None:
+    """What may be lost; with ``--precision auto`` one point where nothing is said."""
+    from edgepose.calibration.datasets.registry import open_pictures
+    from edgepose.converters.budget import Budget
+
+    if (data is None) != (metric == "agreement"):
+        raise click.UsageError("--metric pck or ap and --budget-data go together")
+    if max_drop is None:
+        if data is not None:
+            raise click.UsageError("--budget-data goes with --max-drop")
+        return Budget(_AUTO_DROP) if keep_fastest else None
+    if data is None:
+        return Budget(max_drop)
+    opened = open_pictures(data)
+    kinds = {"ap": ("coco",), "pck": ("lsp", "mpii")}[metric]
+    if opened.kind not in kinds:
+        raise click.UsageError(f"{data}: is {opened.kind} data, --metric {metric} needs {' or '.join(kinds)}")
+    return Budget(max_drop, opened, _BUDGET_PICTURES)
+
+
+_PACKAGES = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino",), "int8": ("nncf",)}
+"""What making a format or precision imports, beside torch and the ONNX that everything is made from."""
+
+
+def require_converters(variants: Sequence[str] = ()) -> None:
     """Name the command that installs what conversion needs, where it is missing.
 
     Raises:
         EngineUnavailable: A package is missing.
     """
-    missing = [name for name in ("torch", "onnx", "onnxscript", "nncf") if find_spec(name) is None]
+    parts = ["onnx", *(part for name in variants for part in name.split("-"))]
+    needed = dict.fromkeys(["torch", *(package for part in parts for package in _PACKAGES.get(part, ()))])
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise EngineUnavailable(
             f"converting needs {', '.join(missing)}, not installed here: pip install 'edgepose[convert]' "

@@ -45,21 +45,29 @@ def command(bundle: Path, checkpoint: Path | None, calib: Path | None, seed: int
 
 def _print(bundle: Path, result: Reproduction) -> None:
     rows = [
-        (file.name, "identical" if file.same else "differs", file.sha256[:12], file.sha256_now[:12], file.difference)
+        (
+            file.name,
+            "identical" if file.identical else "differs",
+            file.sha256[:12],
+            file.sha256_now[:12],
+            file.difference,
+        )
         for file in result.files
     ]
     print_table(f"{bundle} made again", ("<file", "<bytes", "<SHA-256 then", "<now", "<what differs"), rows)
     shown = [f for f in result.figures if f.name.rpartition(".")[2] in _SHOWN]
     if result.figures:
         table = [(figure.variant, figure.name, _text(figure.was), _text(figure.now)) for figure in shown]
-        print_table("evidence that differs", ("<variant", "<figure", "then", "now"), table)
-        others = len(result.figures) - len(shown)
-        remark(f"and {others} more figures" if others else "no other figure differs")
+        if shown:
+            print_table("evidence that differs", ("<variant", "<figure", "then", "now"), table)
+        remark(f"{len(result.figures)} figures of the evidence differ")
     else:
         remark("the evidence is equal, figure by figure")
     for cause in result.causes:
         remark(f"put in: {cause}")
-    if not result.same and not result.causes:
+    if result.same:
+        remark("the same, then as now")
+    elif not result.causes:
         remark("put in: nothing else than then: another processor or operating system may round otherwise")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgepose.calibration.datasets.registry import DATASETS
 from edgepose.cli._accuracy import print_validation
@@ -16,7 +18,7 @@ from edgepose.cli._console import progress, remark, write_figures
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._predictions import PREDICTIONS, score_predictions
 from edgepose.cli._variants import load_variants
-from edgepose.errors import EdgePoseError, EngineUnavailable
+from edgepose.errors import EdgePoseError, EngineUnavailable, SinkError
 from edgepose.machine import machine
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ _KINDS = "; ".join(f"{kind}: {row.help}" for kind, row in DATASETS.items())
 @click.option("--detections", type=PATH, help="COCO detection file; ground-truth boxes without it.")
 @click.option("--variants", help="Only these, separated by commas.  [default: all]")
 @click.option("--baseline", help="Variant to compare with.  [default: the first FP32 one]")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="Exit 1 when a variant loses more points than this.")
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0, max=1e9), help="Exit 1 when a variant loses more points than this."
+)
 @click.option("--flip", is_flag=True, help="Flip test: average with the mirrored crop.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many pictures.  [default: all; 128 without labels]")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that read pictures.")
@@ -80,27 +84,30 @@ def command(
     edgepose validate bundle --data unlabeled --root footage.mp4      no labels needed
     """
     from edgepose.calibration.report.wording import verdicts
-    from edgepose.calibration.report.write import check_report, evidence, write_report
-    from edgepose.sinks import check_output
+    from edgepose.calibration.report.write import evidence, write_report
 
-    if json_path:
-        check_output(json_path, force=force)
-    if report:
-        check_report(report, force=force)
+    _check_outputs(json_path, report, force, bundle, root, detections)
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise click.BadParameter(f"{max_drop} is no limit", param_hint="--max-drop")
     if bundle.suffix.lower() in PREDICTIONS:
+        _refuse_other_options(bundle)
         figures = score_predictions(bundle, kind, root)
         if json_path:
             write_figures(json_path, figures)
         return 0
     loaded, unusable = load_variants(
         bundle,
-        split_list(variants) if variants else None,
+        None if variants is None else _with_baseline(bundle, split_list(variants), baseline),
         engine,
         device,
         threads,
         not no_self_test,
         measure_anyway=True,
     )
+    if max_drop is not None and len(loaded) + len(unusable) < 2:
+        raise EdgePoseError(
+            f"{bundle}: --max-drop needs a variant besides the baseline, and there is only {next(iter(loaded))}"
+        )
     result = validate(
         loaded, kind, root, detections=detections, baseline=baseline, flip=flip, limit=limit, workers=workers
     )
@@ -118,6 +125,42 @@ def command(
             remark(f"wrote {path}")
     failed = any(verdict.state == "fail" for verdict in verdicts(result, max_drop))
     return 1 if max_drop is not None and failed else 0
+
+
+def _check_outputs(
+    json_path: Path | None, report: Path | None, force: bool, bundle: Path, root: Path, detections: Path | None
+) -> None:
+    """Refuse outputs that would replace an input, each other, or what is there; beside the data is a fine place."""
+    from edgepose.calibration.report.write import FILES, check_report
+    from edgepose.sinks import check_output
+
+    replaced = [path for path in (json_path, report) if path and path.exists()]
+    inputs = [path for path in (bundle, detections) if path] + ([root] if root.is_file() or replaced else [])
+    if json_path:
+        check_output(json_path, force=force, inputs=inputs)
+    if report:
+        check_report(report, force=force, inputs=inputs)
+    if json_path and report and json_path.absolute() in [(report / name).absolute() for name in FILES]:
+        raise SinkError(f"{json_path}: is a file of the report: it holds the same figures, so leave --json out")
+
+
+def _refuse_other_options(path: Path) -> None:
+    """Poses that are there already are scored, not compared: what would be ignored is an error."""
+    context = click.get_current_context()
+    used = {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    surplus = sorted(used - {"bundle", "kind", "root", "json_path", "force"})
+    if surplus:
+        names = ", ".join("--" + name.replace("_", "-") for name in surplus)
+        raise click.UsageError(f"{path}: poses of another tool are scored alone, without {names}")
+
+
+def _with_baseline(bundle: Path, variants: list[str], baseline: str | None) -> list[str]:
+    """The variants asked for, and what they are compared with."""
+    from edgepose.runtimes.load import model_files
+
+    names = list(model_files(bundle)) if bundle.is_dir() else variants
+    base = baseline or next((name for name in names if name.endswith("-fp32")), None)
+    return variants if base is None or base in variants or base not in names else [base, *variants]
 
 
 def validate(
@@ -169,7 +212,7 @@ def _baseline(names: Iterable[str], asked: str | None) -> str:
 def _with_latency(result: Validation, estimators: Mapping[str, Estimator], bundle: Path) -> Validation:
     """Add sizes and the median latency of one crop, so that the report can set speed against accuracy."""
     from edgepose.runtimes.latency import measure_latency
-    from edgepose.runtimes.load import model_files
+    from edgepose.runtimes.load import model_bytes, model_files
 
     running = {row.variant: estimators[row.variant] for row in result.rows}
     with progress() as update:
@@ -177,7 +220,7 @@ def _with_latency(result: Validation, estimators: Mapping[str, Estimator], bundl
             running, iterations=_LATENCY_ROUNDS, warmup=5, progress=lambda done, total: update("latency", done, total)
         )
     latency = {row.variant: row.infer_ms for row in times}
-    size = {name: path.stat().st_size / 1e6 for name, path in model_files(bundle).items() if name in running}
+    size = {name: model_bytes(path) / 1e6 for name, path in model_files(bundle).items() if name in running}
     rows = [replace(row, latency_ms=latency[row.variant], megabytes=size.get(row.variant)) for row in result.rows]
     return replace(result, rows=tuple(rows))
 

@@ -35,7 +35,7 @@ def compare(*pairs, clip=None, regions=None):
     for i, (base, other) in enumerate(pairs):
         crop = np.full((1, 128, 96, 3), i, np.uint8)
         region = None if regions is None else regions[i : i + 1]
-        comparison.add({"base": base, "other": other}, crop, (f"crop {i}",), region, clip)
+        comparison.add({"base": base, "other": other}, crop, (f"crop {i}",), region, clip=clip)
     return comparison
 
 
@@ -109,7 +109,7 @@ def test_frames_of_different_clips_do_not_follow_each_other():
     still = heatmaps(PEAKS, np.full(14, 0.9))
     comparison = Comparison(SPEC, ("base",), "base")
     for clip in (0, 0, 1, 1):
-        comparison.add({"base": still}, np.zeros((1, 128, 96, 3), np.uint8), ("x",), None, clip)
+        comparison.add({"base": still}, np.zeros((1, 128, 96, 3), np.uint8), ("x",), clip=clip)
     assert comparison.result()["base"].jitter_px is None
 
 

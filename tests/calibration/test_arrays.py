@@ -14,7 +14,7 @@ import pytest
 
 from edgepose import DatasetError
 from edgepose.calibration.datasets import arrays
-from edgepose.calibration.datasets.arrays import numeric_array, read_npz
+from edgepose.calibration.datasets.arrays import as_dict, npz_names, number_array, numeric_array, read_npz
 
 
 def write_member(path, pickled, key="data"):
@@ -226,3 +226,47 @@ def test_numeric_array():
         numeric_array([1, 2], (None,), "f")
     with pytest.raises(DatasetError, match="f: expected an array of numbers, got an array of object"):
         numeric_array(np.array([None]), (None,), "f")
+
+
+def test_numbers_keep_their_precision():
+    array = number_array(np.full((2, 3), 1 / 3), (None, 3), "f")
+    assert (array.dtype, array[0, 0]) == (np.float64, 1 / 3)
+    with pytest.raises(DatasetError, match="f: expected an array of numbers, got an array of <U1"):
+        number_array(np.array(["1"]), (None,), "f")
+
+
+def test_dicts():
+    assert as_dict({1: 2}, "f") == {1: 2}
+    with pytest.raises(DatasetError, match=r"^f: S1: expected a dict by action, got int$"):
+        as_dict(5, "f: S1", "action")
+    with pytest.raises(DatasetError, match=r"^f: expected a dict, got list$"):
+        as_dict([], "f")
+
+
+def test_members_by_name(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"S9 Walking 1": np.zeros(2), "b": np.zeros(1)})
+    assert npz_names(tmp_path / "a.npz") == ["S9 Walking 1", "b"]
+    np.savez(tmp_path / "empty.npz")
+    assert npz_names(tmp_path / "empty.npz") == []
+    (tmp_path / "a.npz").write_bytes(b"no zip")
+    with pytest.raises(DatasetError, match=r"a\.npz: it is damaged or not an \.npz member \(File is not a zip file\)"):
+        npz_names(tmp_path / "a.npz")
+
+
+def test_a_file_in_memory_has_a_name_and_a_limit():
+    file = io.BytesIO()
+    np.savez(file, data=np.arange(100.0))
+    assert read_npz(file, "data", "a.zip: b.npz").sum() == 4950
+    with pytest.raises(DatasetError, match=r"^a\.zip: b\.npz: data unpacks to 928 bytes, over 900: refused$"):
+        read_npz(file, "data", "a.zip: b.npz", limit=900)
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (10**30,), (3,), (-1, -2), (0,)])
+def test_refuses_headers_that_claim_another_size(tmp_path, shape):
+    """numpy would make room for it before it reads."""
+    header = io.BytesIO()
+    npy_format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("data.npy", header.getvalue() + bytes(16))
+    with pytest.raises(DatasetError, match=r"data is damaged .*the content does not fit the array's shape and dtype"):
+        read_npz(tmp_path / "a.npz", "data")

@@ -352,7 +352,7 @@ def test_3dhp_training_clips(tmp_path):
 
 
 def test_3dhp_missing_files_and_arguments(tmp_path):
-    with pytest.raises(DatasetError, match="nowhere: no such folder"):
+    with pytest.raises(DatasetError, match=r"nowhere: no data_test_3dhp\.npz here \(there is no such folder\)"):
         MpiInf3dhp(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"no data_test_3dhp\.npz here \(there are: no \.npz files\); P-STMO's"):
         MpiInf3dhp(tmp_path)

@@ -38,9 +38,11 @@ def test_pck_by_hand():
     other[:, 0, 0] = [1.9, 2.1, 1.9, 0]  # of 10: 0.2 is 2 px
     other[:, 1, 0] = 5
     visible = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 1, 0]], bool)
-    result = pck(truth, other, visible, [10] * 4, 0.2)
-    assert result[:2].tolist() == [pytest.approx(200 / 3), 0]
-    assert np.isnan(result[2])
+    right = within(truth, other, [10] * 4, 0.2)
+    by_joint = pck(right, visible, axis=0)
+    assert by_joint[:2].tolist() == [pytest.approx(200 / 3), 0]
+    assert np.isnan(by_joint[2])
+    assert pck(right, visible) == pytest.approx(100 * 2 / 6)
 
 
 def test_within_is_below_and_not_at():

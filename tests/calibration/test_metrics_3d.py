@@ -23,6 +23,7 @@ from edgepose.calibration.metrics_3d import (
     pck_3d,
     procrustes_align,
 )
+from edgepose.cli._predictions import score_predictions
 from edgepose.skeletons import get_skeleton
 
 JOINTS = get_skeleton("h36m17").joints
@@ -190,3 +191,32 @@ def test_scorer_refuses_what_it_cannot_judge():
     scorer.add(clip(poses(2), valid=[False, False]), poses(2))
     with pytest.raises(DatasetError, match="no valid frame"):
         scorer.result()
+
+
+# --- other tools' poses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, r"poses\.npz: holds no arrays: save one \(F, K, 3\) of metres for each clip, by its name"),
+        ({"TS1": np.full((5, 17, 3), "1")}, r"poses\.npz: TS1: expected an array of numbers, got an array of <U1"),
+        ({"TS1": np.full((5, 17, 3), b"1")}, r"TS1: expected an array of numbers, got an array of \|S1"),
+        ({"TS1": np.full((5, 17, 3), None, object)}, "TS1: expected an array of numbers, got an array of object"),
+        ({"TS1": np.array({"a": 1}, object)}, "TS1: expected an array of numbers, got dict"),
+        ({"TS1": np.zeros((5, 17, 3), complex)}, "TS1: expected an array of numbers, got an array of complex128"),
+        ({"TS1": np.zeros((5, 17))}, r"TS1: expected shape \(any, any, 3\), got \(5, 17\)"),
+    ],
+)
+def test_3d_poses_that_are_no_numbers_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "data_test_3dhp.npz", data=np.array({}, object))
+    np.savez(tmp_path / "poses.npz", **arrays)
+    with pytest.raises(DatasetError, match=message):
+        score_predictions(tmp_path / "poses.npz", "mpi-inf-3dhp", tmp_path)
+
+
+def test_a_file_that_is_no_npz(tmp_path):
+    np.savez(tmp_path / "data_test_3dhp.npz", data=np.array({}, object))
+    (tmp_path / "poses.npz").write_bytes(b"no zip")
+    with pytest.raises(DatasetError, match=r"poses\.npz: it is damaged or not an \.npz member"):
+        score_predictions(tmp_path / "poses.npz", "mpi-inf-3dhp", tmp_path)

@@ -13,6 +13,7 @@ from edgepose import DatasetError, ModelSpec
 from edgepose.calibration import validate as module
 from edgepose.calibration.datasets import coco
 from edgepose.calibration.datasets.coco import CocoKeypoints
+from edgepose.cli._predictions import score_predictions
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
 from edgepose.skeletons import get_skeleton
@@ -58,14 +59,35 @@ def person(number, box, **changes):
     return row | {"bbox": box, "keypoints": [1, 1, 2] * 17} | changes
 
 
-def dataset(folder, people, picture=None, detections=None):
+def dataset(folder, people, picture=None, detections=None, **changes):
     picture = np.zeros((400, 400, 3), np.uint8) if picture is None else picture
     cv2.imwrite(str(folder / "0.jpg"), picture)
     path = folder / "person_keypoints_x.json"
     images = [{"id": 0, "file_name": "0.jpg", "width": picture.shape[1], "height": picture.shape[0]}]
     categories = [{"id": 1, "name": "person", "keypoints": list(COCO.joints)}]
-    path.write_text(json.dumps({"images": images, "annotations": people, "categories": categories}))
+    path.write_text(json.dumps({"images": images, "annotations": people, "categories": categories} | changes))
     return CocoKeypoints(path, detections)
+
+
+def written(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def dogs():
+    """Categories in which the people have the number 3, and only they have keypoints."""
+    return {"categories": [{"id": 1, "name": "dog"}, {"id": 3, "name": "person", "keypoints": list(COCO.joints)}]}
+
+
+BOX = [100, 100, 75, 100]
+SCALE = (75 * 1.25 - 1) / 191
+"""Picture pixels per crop pixel of that box, whose region is 75 x 1.25 wide and has its centre at (137, 149.5)."""
+FOUND = np.array([137, 149.5]) + 0.5 * (75 * 1.25 - 1) / 47
+"""Where ``OnePeak`` finds every joint."""
+
+
+def at(x, y):
+    return [float(x), float(y), 2] * 17
 
 
 def validate(data, engine=None, **options):
@@ -181,6 +203,18 @@ def test_images_are_read_without_their_exif_orientation(tmp_path, results):
 @pytest.mark.parametrize(
     "change",
     [
+        {"id": None},
+        {"id": "seven"},
+        {"id": 1.5},
+        {"category_id": "person"},
+        {"iscrowd": None},
+        {"num_keypoints": "many"},
+        {"area": "large"},
+        {"area": float("inf")},
+        {"area": 1e300},
+        {"bbox": [0, 0, 1e300, 5]},
+        {"keypoints": [1e300, 1, 2] * 17},
+        {"keypoints": [10**400, 1, 2] * 17},
         {"keypoints": []},
         {"keypoints": [1, 1, 2] * 14},
         {"keypoints": None},
@@ -197,11 +231,96 @@ def test_damaged_annotations_are_named(tmp_path, change):
         dataset(tmp_path, [person(1, [10, 10, 50, 80], **change)])
 
 
+@pytest.mark.parametrize("key", ["id", "category_id", "image_id", "bbox", "keypoints", "area", "iscrowd"])
+def test_annotations_that_lack_something_are_named(tmp_path, key):
+    row = person(1, BOX)
+    del row[key]
+    with pytest.raises(DatasetError, match=rf"x.json: not COCO keypoint annotations \(KeyError: '{key}'\)"):
+        dataset(tmp_path, [row])
+
+
 @pytest.mark.parametrize(
-    "box", [[0, 0, float("inf"), 5], [0, 0, 1e300, 5], [1, 2, 3], [float("nan"), 0, 5, 5]], ids=str
+    ("change", "message"),
+    [
+        ({"images": [{"id": 0, "file_name": "0.jpg", "width": 0, "height": 9}]}, "image 0 is 0 x 9 pixels"),
+        ({"images": [{"id": 0, "file_name": "0.jpg", "width": 9, "height": 1e300}]}, "is no whole number"),
+        ({"images": [{"id": 0, "file_name": "0.jpg", "width": 9, "height": 9}] * 2}, "2 images have the id 0"),
+        ({"categories": [{"keypoints": list(COCO.joints)}]}, "KeyError: 'id'"),
+        ({"categories": [{"id": 1}]}, "a category with keypoints"),
+        ({"annotations": [person(4, BOX), person(5, BOX), person("5", BOX)]}, "2 annotations have the id 5"),
+        ({"annotations": [person(1, BOX, image_id=7)]}, "annotation 1 is on image 7, which is not listed"),
+    ],
 )
-def test_damaged_detections_are_named(tmp_path, results, box):
-    (tmp_path / "d.json").write_text(json.dumps([{"image_id": 0, "category_id": 1, "bbox": box, "score": 1}]))
+def test_damaged_annotation_files_are_named(tmp_path, change, message):
+    with pytest.raises(DatasetError, match=r"x.json: not COCO keypoint annotations .*" + message):
+        dataset(tmp_path, [], **change)
+
+
+def test_the_evaluator_gets_what_was_read_and_checked(tmp_path):
+    """Numbers in text are numbers; a person 0 counts, though the evaluator takes a match with 0 for none."""
+    images = [{"id": "7", "file_name": "0.jpg", "width": "400", "height": 400.0}]
+    row = person("0", BOX, image_id="7", category_id="1", area="7500", keypoints=at(*FOUND), segmentation=[])
+    accuracy = validate(dataset(tmp_path, [row], images=images)).base.accuracy
+    assert accuracy.value == pytest.approx(100)
+    assert accuracy.people == 1
+
+
+def test_the_category_with_keypoints_counts_whatever_its_number(tmp_path):
+    """Category 3 are the people; a dog without keypoints, and rows of dogs, say nothing."""
+    dog = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 0, "area": 12}
+    found = person(2, BOX, category_id=3, area=7500.0, keypoints=at(*FOUND))
+    assert validate(dataset(tmp_path, [dog, found], **dogs())).base.accuracy.value == pytest.approx(100)
+    rows = [{"image_id": 0, "category_id": c, "bbox": BOX, "score": 0.9} for c in (1, 3, "3")]
+    rows[2]["score"] = -1
+    data = dataset(tmp_path, [found], detections=written(tmp_path / "d.json", rows), **dogs())
+    result = validate(data)
+    assert (result.crops, result.base.accuracy.value) == (1, pytest.approx(100))
+
+
+def test_oks_by_hand(tmp_path):
+    """Everybody's joints are 5 px off, the area is 9000: exp(-25 / (2 x 9000 x (2 sigma)^2)), not of its root."""
+    row = person(1, BOX, area=9000.0, keypoints=at(FOUND[0] + 3, FOUND[1] + 4))
+    accuracy = validate(dataset(tmp_path, [row])).base.accuracy
+    for name, sigma in zip(COCO.joints, COCO.sigmas, strict=True):
+        assert accuracy.per_joint[name] == pytest.approx(100 * math.exp(-25 / (2 * 9000 * (2 * sigma) ** 2)), rel=0.01)
+
+
+def test_errors_are_in_crop_pixels(tmp_path):
+    """5 px of the picture are 10.3 of the crop: 191 steps between its pixels show 92.75 of the picture's."""
+    row = person(1, BOX, area=9000.0, keypoints=at(FOUND[0] + 3, FOUND[1] + 4))
+    errors = validate(dataset(tmp_path, [row])).base.accuracy.error_percentiles
+    assert pytest.approx(10.297, abs=0.001) == 5 / SCALE
+    assert errors == pytest.approx([5 / SCALE] * 101, abs=0.02)
+
+
+def test_people_are_sorted_by_their_annotated_area(tmp_path):
+    """95 x 95 is medium, though the box is 200 x 200."""
+    rows = [person(1, [50, 50, 200, 200], area=95.0**2), person(2, [50, 50, 200, 200], area=97.0**2)]
+    (picture,) = dataset(tmp_path, rows).pictures()
+    assert picture.person_areas(np.zeros((2, 4)), 1.25) == pytest.approx([95**2, 97**2])
+    assert set(validate(dataset(tmp_path, rows[:1])).base.accuracy.per_size) == {"medium"}
+    assert set(validate(dataset(tmp_path, rows)).base.accuracy.per_size) == {"medium", "large"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [0, 0, float("inf"), 5]},
+        {"bbox": [0, 0, 1e300, 5]},
+        {"bbox": [1, 2, 3]},
+        {"bbox": [float("nan"), 0, 5, 5]},
+        {"score": float("inf")},
+        {"score": float("nan")},
+        {"score": 1e300},
+        {"score": None},
+        {"image_id": "first"},
+        {"category_id": None},
+    ],
+    ids=str,
+)
+def test_damaged_detections_are_named(tmp_path, results, change):
+    row = {"image_id": 0, "category_id": 1, "bbox": BOX, "score": 1} | change
+    (tmp_path / "d.json").write_text(json.dumps([row]))
     with pytest.raises(DatasetError, match=r"d.json: not COCO detections"):
         validate(dataset(tmp_path, [person(1, [10, 10, 50, 80])], detections=tmp_path / "d.json"))
 
@@ -209,3 +328,78 @@ def test_damaged_detections_are_named(tmp_path, results, box):
 def test_nobody_to_evaluate_is_said(tmp_path, results):
     with pytest.raises(DatasetError, match="no person with labelled keypoints on its 1 images"):
         validate(dataset(tmp_path, [person(1, [10, 10, 50, 80], iscrowd=1)]))
+
+
+def test_people_who_cannot_be_cropped_are_said(tmp_path):
+    """Behind the corner of the picture, or without area."""
+    people = [person(1, [-50, -50, -10, -10]), person(2, [500, 10, 5, 5]), person(3, [10, 10, 0, 5])]
+    with pytest.raises(
+        DatasetError, match=r"x.json: none of its 3 labelled people can be cropped: their boxes have no"
+    ):
+        dataset(tmp_path, people)
+
+
+def test_detections_that_cannot_be_cropped_are_said(tmp_path):
+    row = {"image_id": 0, "category_id": 1, "bbox": BOX, "score": 0.9}
+    changes = ({"bbox": [1, 1, 0, 5]}, {"score": -1}, {"image_id": 8}, {"category_id": 2})
+    rows = [row | change for change in changes]
+    message = (
+        r"d.json: holds no person to crop: 3 of its 4 rows are people \(category_id 1\), 2 of them on the images of "
+        "person_keypoints_x.json, and none of those has a box with area and a score from 0"
+    )
+    with pytest.raises(DatasetError, match=message):
+        dataset(tmp_path, [person(1, BOX)], detections=written(tmp_path / "d.json", rows))
+
+
+# --- other tools' poses ----------------------------------------------------------------------------------------------
+
+
+def pose(**changes):
+    return {"image_id": 0, "category_id": 1, "keypoints": at(*FOUND), "score": 0.9} | changes
+
+
+def test_numbers_in_text_and_other_fields_of_results(tmp_path):
+    """With a bbox in the first row the evaluator would take every row's area from there."""
+    data = dataset(tmp_path, [person(1, BOX)])
+    rows = [pose(image_id="0", category_id="1", bbox="none", caption="a", segmentation=5), pose(image_id=8)]
+    kept, elsewhere = data.predictions(written(tmp_path / "r.json", rows))
+    assert kept == [{**pose(), "keypoints": pytest.approx(at(*FOUND))}]
+    assert elsewhere == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([pose(), pose(category_id=3)], "row 1 is of category 3, and person_keypoints_x.json has 1"),
+        ([pose(image_id="first")], "'first' is no whole number"),
+        ([pose(score=float("inf"))], "row 0 has not 3 x 17 finite keypoint numbers and a score"),
+        ([pose(keypoints=[1e300, 0, 1] * 17)], "row 0 has not 3 x 17 finite keypoint numbers"),
+        ([pose(keypoints=[10**400, 0, 1] * 17)], "OverflowError"),
+        ([pose(keypoints=None)], "TypeError"),
+        ([5], "TypeError"),
+        (5, "TypeError"),
+    ],
+)
+def test_damaged_results_are_named(tmp_path, rows, message):
+    data = dataset(tmp_path, [person(1, BOX)])
+    with pytest.raises(DatasetError, match=r"r.json: not COCO keypoint results \(.*" + message):
+        data.predictions(written(tmp_path / "r.json", rows))
+
+
+def test_results_on_other_images_only(tmp_path):
+    data = dataset(tmp_path, [person(1, BOX)])
+    with pytest.raises(DatasetError, match=r"r.json: holds no poses on the images of person_keypoints_x.json"):
+        data.predictions(written(tmp_path / "r.json", [pose(image_id=8)]))
+
+
+def test_statistics_without_anybody_to_judge_are_undefined(tmp_path, capsys):
+    """Of large people alone: AP of medium ones is -1 in the figures, and a dash in the table."""
+    data = dataset(tmp_path, [person(1, BOX, area=97.0**2, keypoints=at(*FOUND))])
+    path = written(tmp_path / "r.json", [pose(), pose(image_id=8), pose(image_id=9)])
+    figures = score_predictions(path, "coco", data.path)
+    assert figures["stats"]["AP_M"] == figures["stats"]["AR_M"] == -1
+    assert figures["stats"]["AP"] == pytest.approx(100)
+    assert (figures["poses"], figures["poses_on_other_images"]) == (1, 2)
+    printed = capsys.readouterr().out
+    assert [cell for cell in printed.split() if cell == "-"] == ["-", "-"]
+    assert "1 poses, 2 on other images left out; COCO keypoint statistics" in printed

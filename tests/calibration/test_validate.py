@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
-from edgepose import DatasetError, ModelSpec
+from edgepose import DatasetError, ModelSpec, load
+from edgepose.assets import SAMPLE_CLIP
+from edgepose.calibration.datasets.base import Picture
 from edgepose.calibration.datasets.coco import CocoKeypoints
 from edgepose.calibration.datasets.pictures import Unlabeled
-from edgepose.calibration.validate import validate
+from edgepose.calibration.metrics import drop_interval
+from edgepose.calibration.validate import _RegionFinder, validate
 from edgepose.pipeline import Estimator
 from edgepose.skeletons import get_skeleton
 
@@ -132,12 +137,12 @@ def test_missing_images_stop_the_run_before_it_starts(coco, estimators):
     assert validate(estimators, CocoKeypoints(coco), baseline="onnx-fp32", limit=1).images == 1
 
 
-def test_the_flip_test_of_a_symmetric_model_changes_nothing_but_noise(coco, estimators):
-    only = {"onnx-fp32": estimators["onnx-fp32"]}
-    mirrored = Estimator(ColourEngine(), SPEC).heatmaps(np.zeros((1, 256, 192, 3), np.uint8), flip=True)
-    assert mirrored.shape == (1, 17, 64, 48)
-    assert mirrored.dtype == np.float32
-    assert validate(only, CocoKeypoints(coco), baseline="onnx-fp32", flip=True).flip
+def test_the_flip_test_pulls_a_biased_model_to_the_middle(coco):
+    """A model that is always eight heatmap pixels to the right finds, in the mirrored crop, the same to the left."""
+    only = {"onnx-fp32": Estimator(ColourEngine(8), SPEC)}
+    plain, flipped = (validate(only, CocoKeypoints(coco), baseline="onnx-fp32", flip=on).base for on in (False, True))
+    assert plain.accuracy.error_percentiles[50] == pytest.approx(32, abs=2)
+    assert flipped.accuracy.per_joint != plain.accuracy.per_joint
 
 
 def test_agreement_needs_no_labels(coco, estimators):
@@ -167,3 +172,73 @@ def test_a_root_needs_one_annotation_file(coco, tmp_path):
     (tmp_path / "nowhere").mkdir()
     with pytest.raises(DatasetError, match=r"needs one person_keypoints_\*.json.*found: none"):
         CocoKeypoints.open(tmp_path / "nowhere")
+
+
+class Blink(Unlabeled):
+    """A video of which some frames cannot be read."""
+
+    lost = ()
+
+    def pictures(self, limit=None):
+        for i, picture in enumerate(super().pictures(limit)):
+            yield replace(picture, read=lambda: None) if i in self.lost else picture
+
+
+def test_jitter_does_not_bridge_frames_that_are_lost(starter_bundle):
+    """With every third frame lost no three follow each other."""
+    data = Blink(SAMPLE_CLIP)
+    data.lost = range(2, 80, 3)
+    estimators = {"onnx-fp32": load(starter_bundle, variant="onnx-fp32")}
+    result = validate(estimators, data, baseline="onnx-fp32", limit=48)
+    assert len(result.skipped) == 16
+    assert result.base.agreement.jitter_px is None
+    data.lost = (20,)
+    assert validate(estimators, data, baseline="onnx-fp32", limit=48).base.agreement.jitter_px > 0
+
+
+def test_the_region_is_not_carried_from_one_clip_to_the_next(coco, estimators):
+    """Pictures of one clip follow each other; the first of the next is searched anew."""
+    finder = _RegionFinder(estimators["onnx-fp32"])
+    image = cv2.imread(str(coco.parent / "0.png"))
+    searched = finder(Picture("a", "a", lambda: None, clip=0), image)
+    points = np.tile([[100.0, 100]], (17, 1)) + np.arange(17)[:, None]
+    finder.follow(
+        Picture("a", "a", lambda: None, clip=0), points[None].astype(np.float32), np.ones((1, 17), np.float32)
+    )
+    followed = finder(Picture("b", "b", lambda: None, clip=0), image)
+    assert followed[0, 0] == pytest.approx(108, abs=1)
+    assert finder(Picture("c", "c", lambda: None, clip=1), image).tolist() == searched.tolist()
+
+
+def test_host_work_is_counted_apart_from_the_engines(coco, estimators):
+    """An engine that works for a while is not host work; a reader that does is."""
+
+    class Busy(ColourEngine):
+        def run(self, feeds):
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            return super().run(feeds)
+
+    result = validate({"onnx-fp32": Estimator(Busy(), SPEC)}, CocoKeypoints(coco), baseline="onnx-fp32")
+    assert result.cpu_seconds > 6 * 0.02
+    assert 0 < result.host_cpu_seconds < result.cpu_seconds - 6 * 0.02
+
+
+def test_the_interval_of_a_drop_by_hand():
+    """Of 400 people with one joint each, every fourth is lost: 25 points, give or take 1.96 sqrt(0.25 x 0.75 / 400)."""
+    base, other = np.full(400, 100.0), np.where(np.arange(400) % 4, 100.0, 0.0)
+    low, high = drop_interval(base, other, np.ones(400))
+    spread = 196 * (0.25 * 0.75 / 400) ** 0.5
+    assert low == pytest.approx(25 - spread, abs=0.5)
+    assert high == pytest.approx(25 + spread, abs=0.5)
+    assert drop_interval(other, base, np.ones(400)) == (pytest.approx(-high, abs=0.5), pytest.approx(-low, abs=0.5))
+    assert drop_interval(base[:1], other[:1], np.ones(1)) is None
+
+
+def test_people_weigh_as_many_joints_as_they_have():
+    """One person with nine joints loses none, nine with one lose it: nine of eighteen, not nine of ten."""
+    base = np.r_[900.0, np.full(9, 100.0)]
+    other = np.r_[900.0, np.zeros(9)]
+    low, high = drop_interval(base, other, np.r_[9, np.ones(9)])
+    assert low < 50 < high

@@ -210,3 +210,59 @@ def test_reproduce_with_another_seed_says_what_differs(edgepose, starter_bundle)
 def test_reproduce_asks_for_what_it_needs(edgepose, starter_bundle, arguments, message):
     done = edgepose("reproduce", starter_bundle, *arguments, code=2)
     assert message in done.stderr
+
+
+def test_a_renamed_video_is_the_same_pictures(edgepose, starter_bundle, tmp_path):
+    shutil.copy(SAMPLE_CLIP, tmp_path / "renamed.mp4")
+    calib = ("--checkpoint", STARTER_WEIGHTS, "--calib", tmp_path / "renamed.mp4")
+    done = edgepose("reproduce", starter_bundle, *calib)
+    assert "names of the pictures alone" in done.stdout
+    assert "the same, then as now" in done.stderr
+    assert "other pictures" not in done.stderr
+
+
+def test_outputs_never_replace_inputs(edgepose, starter_bundle, people, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(starter_bundle, bundle)
+    for arguments, message in (
+        (("--json", people, "--force"), "is part of the input"),
+        (("--json", bundle / "manifest.json", "--force"), "is part of the input"),
+        (("--report", bundle, "--force"), "is a bundle, which keeps its own report"),
+        (("--report", tmp_path / "r", "--json", tmp_path / "r" / "evidence.json"), "is a file of the report"),
+    ):
+        assert message in edgepose("validate", bundle, "--root", people, *arguments, code=2).stderr
+    edgepose("inspect", bundle)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--max-drop", "nan"), "nan is no limit"),
+        (("--variants", ""), "give names separated by commas"),
+        (("--variants", "onnx-fp32", "--max-drop", 1), "--max-drop needs a variant besides the baseline"),
+        (("--detections", "x.json"), "--detections goes with --data coco"),
+    ],
+)
+def test_options_that_make_no_sense(edgepose, starter_bundle, people, arguments, message):
+    assert message in edgepose("validate", starter_bundle, "--root", people, *arguments, code=2).stderr
+
+
+def test_what_would_be_ignored_is_an_error(edgepose, tmp_path):
+    (tmp_path / "p.json").write_text("[]")
+    done = edgepose("validate", tmp_path / "p.json", "--root", tmp_path, "--flip", "--max-drop", 1, code=2)
+    assert "scored alone, without --flip, --max-drop" in done.stderr
+
+
+def test_the_baseline_comes_along_where_only_another_variant_is_named(edgepose, starter_bundle, people):
+    text = edgepose("validate", starter_bundle, "--root", people, "--variants", "onnx-int8").stdout
+    assert "onnx-fp32: PCK@0.2" in text
+
+
+def test_a_bundle_without_fp32_has_a_report_that_knows_the_drop(edgepose, tmp_path):
+    arguments = ("--model", "transpose-r-t", "--calib", SAMPLE_CLIP, "--calib-size", 8, "--precision", "int8")
+    edgepose("convert", STARTER_WEIGHTS, *arguments, "-o", tmp_path / "b")
+    evidence = json.loads((tmp_path / "b" / "evidence.json").read_text())
+    assert evidence["drops"]["onnx-int8"] < 5
+    assert "undefined" not in (tmp_path / "b" / "report.html").read_text()
+    done = edgepose("validate", tmp_path / "b", "--root", SAMPLE_CLIP, code=2)
+    assert "no FP32 variant runs here to compare with" in done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,11 +12,13 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from edgepose import BundleError, ConversionError, DatasetError
+from edgepose import BundleError, ConversionError, DatasetError, GateError
 from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
 from edgepose.bundle import Bundle
 from edgepose.converters import convert as module
+from edgepose.converters.budget import Budget
 from edgepose.converters.checkpoint import build_random, load_checkpoint
 from edgepose.converters.convert import convert
 from edgepose.files import sha256_file
@@ -37,7 +41,7 @@ def test_the_bundle_is_complete(starter_bundle):
     assert set(bundle.files) == {*(v.file for v in bundle.variants), *FILES}
     assert bundle.provenance["checkpoint"]["sha256"] == sha256_file(STARTER_WEIGHTS)
     assert bundle.provenance["versions"]["torch"]
-    assert bundle.variant("onnx-int8").recipe["quantizer"]["name"] == "nncf-transformer-mixed"
+    assert bundle.variant("onnx-int8").recipe["quantizer"]["name"] in ("onnxruntime-x86", "onnxruntime-arm")
     calibration = json.loads((starter_bundle / "calibration.json").read_text())
     used = calibration["calibrated_on"], calibration["verified_on"]
     assert used == (16, len(calibration["crops"]) - 16)
@@ -85,13 +89,17 @@ def test_force_does_not_touch_what_is_no_bundle(checkpoint, tmp_path):
 def quick_export(starter_bundle, monkeypatch):
     """Copy the starter's FP32 file instead of exporting it again, where the export is not what is tested."""
     monkeypatch.setattr(
-        module, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / path.name, path)
+        module, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / "onnx-fp32.onnx", path)
     )
 
 
 @pytest.mark.parametrize(
     ("when", "what"),
-    [("export_onnx", KeyboardInterrupt), ("quantize_onnx", KeyboardInterrupt), ("compare_on_crops", RuntimeError)],
+    [
+        ("convert.export_onnx", KeyboardInterrupt),
+        ("variants.quantize", KeyboardInterrupt),
+        ("convert.compare_on_crops", RuntimeError),
+    ],
 )
 def test_nothing_is_left_of_a_conversion_that_stops_in_the_middle(
     checkpoint, tmp_path, monkeypatch, quick_export, when, what
@@ -99,7 +107,7 @@ def test_nothing_is_left_of_a_conversion_that_stops_in_the_middle(
     def stop(*_args, **_kwargs):
         raise what
 
-    monkeypatch.setattr(module, when, stop)
+    monkeypatch.setattr(f"edgepose.converters.{when}", stop)
     with pytest.raises(what):
         convert(checkpoint, tmp_path / "bundle", BOTH, calibration=SAMPLE_CLIP, calibration_size=8)
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +130,7 @@ def test_a_wrong_export_is_not_shipped(checkpoint, tmp_path, monkeypatch):
     def broken(model, spec, path, origin):
         export(model, spec, path, origin)
         proto = onnx.load(path)
-        tensor = next(t for t in proto.graph.initializer if t.name.endswith("final_layer.bias"))
+        tensor = next(t for t in proto.graph.initializer if t.name.endswith("final_layer.maps.bias"))
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.1, tensor.name))
         onnx.save(proto, path)
 
@@ -147,7 +155,7 @@ def test_random_weights_are_marked(tmp_path):
     ("variants", "error", "message"),
     [
         (["onnx-int8"], ConversionError, "onnx-int8: needs pictures to calibrate with: --calib"),
-        (["openvino-int8"], ConversionError, "openvino-int8: this version converts to onnx-fp32, onnx-int8"),
+        (["tflite-int8"], ConversionError, "tflite-int8: this version converts to onnx-fp32, onnx-int8, openvino-fp32"),
         (["onnx-int3"], BundleError, "variant 'onnx-int3': expected <format>-<precision>"),
         ([], ConversionError, "nothing to convert to"),
     ],
@@ -203,3 +211,55 @@ def test_quantizing_sends_and_stores_no_usage_statistics(tmp_path, edgepose, mon
     arguments = ("--random", "--model", STARTER_MODEL, "--calib", SAMPLE_CLIP, "--calib-size", 8, "-o", tmp_path / "b")
     edgepose("convert", *arguments)
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["b"]
+
+
+@pytest.fixture
+def hard(checkpoint):
+    """The starter with one encoder layer whose hidden units differ by a factor of 400: the same function in float."""
+    model = copy.deepcopy(checkpoint.model)
+    layer = model.global_encoder.layers[1]
+    factor = torch.ones(layer.linear1.out_features)
+    factor[::16] = 400
+    with torch.no_grad():
+        layer.linear1.weight.mul_(factor[:, None])
+        layer.linear1.bias.mul_(factor)
+        layer.linear2.weight.div_(factor)
+    return dataclasses.replace(checkpoint, model=model)
+
+
+def test_the_search_finds_the_layer_that_hurts_and_keeps_the_budget(hard, tmp_path):
+    plain = convert(hard, tmp_path / "plain", ["onnx-int8"], calibration=SAMPLE_CLIP, calibration_size=16)
+    lost = 100 * (1 - plain.rows[0].agreement.mean_oks)
+    assert lost > 2
+    found = convert(
+        hard, tmp_path / "b", ["onnx-int8"], calibration=SAMPLE_CLIP, calibration_size=16, budget=Budget(lost / 4)
+    )
+    assert 100 * (1 - found.rows[0].agreement.mean_oks) <= lost / 4
+    recipe = Bundle.open(tmp_path / "b").variant("onnx-int8").recipe["quantizer"]
+    assert all(layer.startswith("global_encoder.layers.1.") for layer in recipe["float_layers"])
+    assert len(recipe["float_layers"]) == 4
+    assert any("with global_encoder.layers.1 in float it loses" in note for note in found.notes)
+
+
+def test_a_budget_that_nothing_keeps_makes_no_bundle(hard, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "rank_blocks", lambda *a: [])
+    with pytest.raises(GateError, match="INT8 cannot keep within 0 points"):
+        convert(hard, tmp_path / "b", ["onnx-int8"], calibration=SAMPLE_CLIP, calibration_size=8, budget=Budget(0.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_keeps_one_variant_per_format_and_says_what_lost(checkpoint, tmp_path):
+    conversion = convert(
+        checkpoint,
+        tmp_path / "b",
+        BOTH,
+        calibration=SAMPLE_CLIP,
+        calibration_size=8,
+        budget=Budget(1.0),
+        keep_fastest=True,
+    )
+    bundle = Bundle.open(tmp_path / "b")
+    assert len(bundle.variants) == len(conversion.rows) == 1
+    assert {p.suffix for p in bundle.path.iterdir() if p.stem.startswith("onnx-")} == {".onnx"}
+    assert any("is the fastest onnx model within the budget" in note for note in conversion.notes)
+    assert any("is left out: " in note for note in conversion.notes)

@@ -15,15 +15,18 @@ from edgepose.runtimes.onnxruntime import OnnxRuntimeEngine
 from edgepose.runtimes.registry import EngineRow, engines, open_engine
 
 REQUIRED = os.environ.get("EDGEPOSE_TEST_ENGINES", "").split(",")
+MODELS = {".onnx": ("starter_bundle", "onnx-fp32"), ".xml": ("starter_openvino", "openvino-fp32")}
 
 
 @pytest.fixture(params=list(engines()))
-def engine(request, starter_bundle):
+def engine(request):
     """Each registered engine with the starter's FP32 model; one that is named in EDGEPOSE_TEST_ENGINES must load."""
     row = engines()[request.param]
     try:
         importlib.import_module(row.target.partition(":")[0])
-        opened = open_engine(starter_bundle / f"onnx-fp32{row.suffixes[0]}", row.name, "cpu", threads=1)
+        folder, name = MODELS[row.suffixes[0]]
+        file = request.getfixturevalue(folder) / f"{name}{row.suffixes[0]}"
+        opened = open_engine(file, row.name, "cpu", threads=1)
     except EngineUnavailable as error:
         if row.name in REQUIRED:
             raise
@@ -125,7 +128,7 @@ def test_a_broken_engine_of_a_third_party_is_logged_and_left_out(monkeypatch, br
     logged = []
     monkeypatch.setattr(registry._log, "warning", lambda text, *values: logged.append(text % values))
     monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint(broken)])
-    assert list(engines()) == ["onnxruntime"]
+    assert list(engines()) == ["onnxruntime", "openvino"]
     assert len(logged) == 1
     assert logged[0].startswith("engine theirs of another package")
 
@@ -138,6 +141,15 @@ def test_third_parties_add_engines_but_do_not_replace_ours(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint(ours)])
     with pytest.raises(EngineUnavailable, match="two engines are named 'onnxruntime'"):
         engines()
+
+
+def test_modes_are_for_engines_that_have_them(starter_bundle, monkeypatch):
+    with pytest.raises(EngineUnavailable, match="onnxruntime has no mode 'throughput': choose none"):
+        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, mode="throughput")
+    row = EngineRow("sum", (".onnx",), "builtins:dict", ("cpu",), "pip install sum", modes=("fast",))
+    monkeypatch.setattr(registry, "_BUILT_IN", (row,))
+    with pytest.raises(EngineUnavailable, match="sum has no mode 'slow': choose fast"):
+        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, mode="slow")
 
 
 def test_a_suffix_that_no_engine_runs(tmp_path):

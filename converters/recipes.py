@@ -1,0 +1,113 @@
+"""How a model is quantized for one engine and instruction set: frozen, named, saved in the manifest.
+
+A name is ``<engine>-<instructions>``, perhaps with a variation: ``onnxruntime-x86``, ``openvino-vnni-accurate``.
+
+    engine         onnxruntime  openvino  tensorrt
+    instructions   x86   any x86-64 with 8-bit dot products (VNNI)
+                   arm   ARMv8.2 dot products or newer
+                   vnni  x86-64 with AVX-512 VNNI, AVX-VNNI or AMX
+                   avx2  x86-64 without them: its 8-bit products saturate in 16 bits, so weights get 7 bits
+                   qdq   explicit quantization that the engine compiles itself
+
+What is fast on one engine is not fast on another; benchmarks/int8.py measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from edgepose.errors import ConversionError
+from edgepose.machine import instruction_sets
+
+__all__ = ["RECIPES", "Recipe", "default_recipe", "get_recipe", "recipe_from_dict"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to quantize.
+
+    Attributes:
+        name: See the module.
+        model_type: ``transformer`` leaves softmax and LayerNorm in float.
+        preset: ``mixed`` (asymmetric activations) or ``performance`` (symmetric).
+        smooth_quant: Strength 0-1 with which large activations before linear layers are moved into the weights
+            (SmoothQuant, Xiao et al. 2023); None leaves them.
+        bias_correction: ``fast`` shifts biases by the mean error of each layer alone, ``accurate`` re-measures layer by
+            layer, ``none`` leaves them.
+        float_attention: Whether the products of attention (queries with keys, weights with values) stay in float.
+        close_residuals: Whether convolutions that end in a residual sum get 8-bit outputs, which the quantizer leaves
+            in float for engines that fuse the sum; onnxruntime has no kernel for such a convolution.
+        narrow_weights: 7-bit weights, for processors whose 8-bit sums saturate.
+        float_layers: Names of nodes that stay in float, as the accuracy search found them.
+    """
+
+    name: str
+    model_type: str = "transformer"
+    preset: str = "mixed"
+    smooth_quant: float | None = None
+    bias_correction: str = "fast"
+    float_attention: bool = False
+    close_residuals: bool = False
+    narrow_weights: bool = False
+    float_layers: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+    def with_float(self, layers: Iterable[str]) -> Recipe:
+        """The same with more layers in float."""
+        return replace(self, float_layers=tuple(dict.fromkeys((*self.float_layers, *layers))))
+
+
+_ONNXRUNTIME = Recipe("onnxruntime-x86", float_attention=True, close_residuals=True)
+_OPENVINO = Recipe("openvino-vnni", preset="performance")
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            _ONNXRUNTIME,
+            replace(_ONNXRUNTIME, name="onnxruntime-arm", preset="performance"),
+            replace(_ONNXRUNTIME, name="onnxruntime-x86-accurate", smooth_quant=0.95, bias_correction="accurate"),
+            _OPENVINO,
+            replace(_OPENVINO, name="openvino-avx2", narrow_weights=True),
+            replace(_OPENVINO, name="openvino-vnni-accurate", smooth_quant=0.95, bias_correction="accurate"),
+            Recipe("tensorrt-qdq", preset="performance", float_attention=True),
+        )
+    }
+)
+
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Look a recipe up by name.
+
+    Raises:
+        ConversionError: None has that name.
+    """
+    if name not in RECIPES:
+        raise ConversionError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def default_recipe(engine: str) -> Recipe:
+    """The recipe of an engine for the instruction sets of this machine."""
+    if engine == "openvino":
+        return get_recipe("openvino-vnni" if _VNNI & set(instruction_sets()) else "openvino-avx2")
+    if engine == "onnxruntime":
+        return get_recipe("onnxruntime-arm" if "asimd" in instruction_sets() else "onnxruntime-x86")
+    return get_recipe("tensorrt-qdq")
+
+
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """Read :meth:`Recipe.to_dict` from a manifest.
+
+    Raises:
+        TypeError: It has other fields.
+    """
+    return Recipe(**{**data, "float_layers": tuple(data.get("float_layers", ()))})

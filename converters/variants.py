@@ -1,0 +1,146 @@
+"""How each variant of a bundle is made from the FP32 ONNX model: one row per format and precision."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgepose.bundle import parse_variant
+from edgepose.converters.onnx import OPSET, load_onnx, save_onnx
+from edgepose.converters.quantize import quantize
+from edgepose.converters.recipes import Recipe
+from edgepose.errors import ConversionError
+from edgepose.types import ModelSpec
+
+__all__ = ["CALIBRATED", "VARIANTS", "Job", "VariantRow", "get_variant"]
+
+CALIBRATED = ("int8",)
+"""Precisions that need calibration pictures."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant to make.
+
+    Attributes:
+        source: The FP32 ONNX file.
+        path: The file to write; a second one with its weights may come beside it.
+        spec: Goes into the file.
+        origin: Where the model comes from; goes into the file.
+        recipe: How to quantize.
+        crops: (N, H, W, 3) uint8 RGB to calibrate with.
+        progress: Told how many samples have passed through the model.
+    """
+
+    source: Path
+    path: Path
+    spec: ModelSpec
+    origin: Mapping[str, Any]
+    recipe: Recipe
+    crops: NDArray[np.uint8]
+    progress: Callable[[int], None] = lambda samples: None
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """One kind of artifact.
+
+    Attributes:
+        name: ``<format>-<precision>``.
+        make: Writes it.
+        read: The float model that is quantized, out of the FP32 ONNX file.
+        engine: Which engine's recipe it is quantized by.
+        suffixes: Of its files; the first is the one to load.
+        exporter: For the manifest: how it is made.
+    """
+
+    name: str
+    make: Callable[[Job], None]
+    read: Callable[[Path], Any]
+    engine: str
+    suffixes: tuple[str, ...]
+    exporter: Mapping[str, Any]
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it needs pictures."""
+        return parse_variant(self.name)[1] in CALIBRATED
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """File names in the bundle."""
+        return tuple(self.name + suffix for suffix in self.suffixes)
+
+    def recipe(self, recipe: Recipe) -> dict[str, Any]:
+        """For the manifest: everything about how it was made."""
+        return {**self.exporter, **({"quantizer": recipe.to_dict()} if self.calibrated else {})}
+
+
+def _onnx_fp32(job: Job) -> None:
+    """The source itself, which carries the same origin."""
+    shutil.copyfile(job.source, job.path)
+
+
+def _onnx_int8(job: Job) -> None:
+    quantized = quantize(load_onnx(job.source), job.crops, job.recipe, job.progress)
+    save_onnx(quantized, job.spec, job.path, job.origin)
+
+
+def _openvino_float(fp16: bool) -> Callable[[Job], None]:
+    def make(job: Job) -> None:
+        from edgepose.converters.openvino import export_openvino
+
+        export_openvino(job.source, job.spec, job.path, job.origin, fp16=fp16)
+
+    return make
+
+
+def _openvino_int8(job: Job) -> None:
+    from edgepose.converters.openvino import save_openvino
+
+    quantized = quantize(_openvino_model(job.source), job.crops, job.recipe, job.progress)
+    save_openvino(quantized, job.spec, job.path, job.origin, fp16=True)
+
+
+def _openvino_model(source: Path) -> Any:
+    from edgepose.converters.openvino import convert_openvino
+
+    return convert_openvino(source)
+
+
+_ONNX = {"exporter": "torch.onnx dynamo, rewritten", "opset": OPSET}
+_OPENVINO = {**_ONNX, "converter": "openvino.convert_model"}
+_IR = (".xml", ".bin")
+
+VARIANTS: Mapping[str, VariantRow] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            VariantRow("onnx-fp32", _onnx_fp32, load_onnx, "onnxruntime", (".onnx",), _ONNX),
+            VariantRow("onnx-int8", _onnx_int8, load_onnx, "onnxruntime", (".onnx",), _ONNX),
+            VariantRow("openvino-fp32", _openvino_float(False), _openvino_model, "openvino", _IR, _OPENVINO),
+            VariantRow("openvino-fp16", _openvino_float(True), _openvino_model, "openvino", _IR, _OPENVINO),
+            VariantRow("openvino-int8", _openvino_int8, _openvino_model, "openvino", _IR, _OPENVINO),
+        )
+    }
+)
+
+
+def get_variant(name: str) -> VariantRow:
+    """Look a variant up by name.
+
+    Raises:
+        BundleError: The name does not follow the grammar.
+        ConversionError: This version cannot make it.
+    """
+    parse_variant(name)
+    if name not in VARIANTS:
+        raise ConversionError(f"{name}: this version converts to {', '.join(VARIANTS)}")
+    return VARIANTS[name]
