@@ -120,7 +120,7 @@ def convert(
         GateError: A variant cannot be kept within the budget.
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
-    rows = _checked(variants, calibration)
+    rows = _checked(variants, calibration, recipes or {})
     data = open_pictures(calibration) if calibration is not None else None
     with bundles.create(output, force=force) as writer, tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
         clock = _Clock()
@@ -278,8 +278,11 @@ class _Making:
         ]
 
 
-def _checked(variants: Sequence[str], calibration: Path | None) -> list[VariantRow]:
+def _checked(variants: Sequence[str], calibration: Path | None, recipes: Mapping[str, Recipe]) -> list[VariantRow]:
     rows = [get_variant(name) for name in variants]
+    unused = [recipe.name for engine, recipe in recipes.items() if engine not in {row.engine for row in rows}]
+    if unused:
+        raise ConversionError(f"recipe {', '.join(unused)}: none of {', '.join(variants)} is for that engine")
     for row in rows:
         if row.calibrated and calibration is None:
             raise ConversionError(f"{row.name}: needs pictures to calibrate with: --calib FOLDER, VIDEO or COCO.json")

@@ -21,6 +21,7 @@ from edgepose.converters import convert as module
 from edgepose.converters.budget import Budget
 from edgepose.converters.checkpoint import build_random, load_checkpoint
 from edgepose.converters.convert import convert
+from edgepose.converters.recipes import get_recipe
 from edgepose.files import sha256_file
 from edgepose.models.registry import get_model
 from edgepose.runtimes.load import load
@@ -263,3 +264,10 @@ def test_auto_keeps_one_variant_per_format_and_says_what_lost(checkpoint, tmp_pa
     assert {p.suffix for p in bundle.path.iterdir() if p.stem.startswith("onnx-")} == {".onnx"}
     assert any("is the fastest onnx model within the budget" in note for note in conversion.notes)
     assert any("is left out: " in note for note in conversion.notes)
+
+
+def test_a_recipe_for_an_engine_that_is_not_asked_for_is_an_error(checkpoint, tmp_path):
+    recipes = {"openvino": get_recipe("openvino-avx2")}
+    with pytest.raises(ConversionError, match="recipe openvino-avx2: none of onnx-fp32 is for that engine"):
+        convert(checkpoint, tmp_path / "b", ["onnx-fp32"], recipes=recipes)
+    assert list(tmp_path.iterdir()) == []
