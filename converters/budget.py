@@ -89,11 +89,7 @@ class Judge:
         self._budget = budget
         self._fp32 = fp32
         self._crops = crops
-        self._answers = [fp32.heatmaps(crop[None]) for crop in crops]
-
-    def keeps(self, estimator: Estimator) -> bool:
-        """Whether it loses no more than is allowed."""
-        return self.drop_of(estimator) <= self.max_drop
+        self._answers = [fp32.heatmaps(crop[None]) for crop in crops] if budget.data is None else []
 
     def drop_of(self, estimator: Estimator) -> float:
         """Points that are lost."""

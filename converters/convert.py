@@ -32,7 +32,7 @@ from edgepose.converters.variants import Job, VariantRow, get_variant
 from edgepose.errors import ConversionError, GateError
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.latency import measure_latency
-from edgepose.runtimes.load import load_file
+from edgepose.runtimes.load import load_file, model_bytes
 from edgepose.types import ModelSpec
 
 __all__ = ["Conversion", "ConversionRow", "Crops", "Progress", "convert"]
@@ -183,8 +183,9 @@ class _Making:
         try:
             with self.clock.time(row.name):
                 estimator = self._load(row, recipe, self._path(row))
-                if self.judge and not self.judge.keeps(estimator):
-                    recipe = self._search(row, recipe, self.judge, self.judge.drop_of(estimator))
+                drop = self.judge.drop_of(estimator) if self.judge else 0.0
+                if self.judge and not drop <= self.judge.max_drop:
+                    recipe = self._search(row, recipe, self.judge, drop)
                     estimator = self._load(row, recipe, self._path(row))
         except GateError as error:
             if required:
@@ -270,7 +271,7 @@ class _Making:
         return [
             ConversionRow(
                 variant=variant.name,
-                megabytes=sum((self.writer.folder / file).stat().st_size for file in variant.files) / 1e6,
+                megabytes=model_bytes(self.writer.folder / variant.file) / 1e6,
                 agreement=agreements[variant.name],
                 seconds=self.clock.seconds[variant.name],
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,6 @@ from edgepose.skeletons import counterparts
 from edgepose.types import ModelSpec
 
 __all__ = ["JointSlices", "PckScorer", "fit_labels", "joint_order", "joint_remarks"]
-
-Quality = Callable[[Labels, NDArray[np.float32]], NDArray[np.float64]]
-"""Labels and keypoints (N, K, 2) in picture pixels -> (N, K) from 0, wrong, to 1, right."""
 
 
 def fit_labels(labels: Labels, order: Sequence[int | None]) -> Labels:
