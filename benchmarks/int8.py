@@ -34,11 +34,12 @@ from edgepose.calibration.samples import collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
 from edgepose.converters.convert import convert
-from edgepose.converters.openvino import convert_openvino, save_openvino
+from edgepose.converters.openvino import save_openvino
 from edgepose.converters.rewrite import rewrite
 from edgepose.machine import machine
 from edgepose.models.registry import ModelRow, get_model
 from edgepose.runtimes.load import load_file, model_bytes
+from edgepose.runtimes.openvino import import_openvino
 
 VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8")
 Crops = NDArray[np.uint8]
@@ -80,7 +81,7 @@ def nncf_default(model: torch.nn.Module, row: ModelRow, crops: Crops, scratch: P
         warnings.simplefilter("ignore")
         torch.onnx.export(Deployed(model), (example,), scratch / "plain.onnx", dynamo=True, verbose=False,
                           input_names=["image"], output_names=["heatmaps"], external_data=False)  # fmt: skip
-        plain = convert_openvino(scratch / "plain.onnx")
+        plain = import_openvino().convert_model(scratch / "plain.onnx")
         data = nncf.Dataset(list(crops), lambda crop: crop[None])
         return nncf.quantize(plain, data, subset_size=len(crops), model_type=nncf.ModelType.TRANSFORMER)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxscript.optimizer
 import torch
@@ -70,7 +71,7 @@ def export_onnx(
         onnxscript.optimizer.optimize_ir(
             program.model, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES, should_fold=_unless_larger
         )
-    proto = _stripped(program.model_proto)
+    proto = _stripped(_with_plain_shapes(program.model_proto))
     save_onnx(proto, spec, path, origin)
     return proto
 
@@ -98,6 +99,29 @@ def describe_difference(was: Path, now: Path) -> str:
     if changed:
         return f"{len(changed)} of {len(tensors)} tensors"
     return "metadata alone (where it is from, or versions)"
+
+
+def _with_plain_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with [-1, 768, 256] where the exporter computes [N, 768, 256] from the shape of the input."""
+    graph = proto.graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    batch = {name for node in graph.node if node.op_type == "Shape" for name in node.output}
+    reshaped = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+    for node in list(graph.node):
+        rest = [constants.get(name) for name in node.input[1:]]
+        if node.op_type != "Concat" or node.output[0] not in reshaped or node.input[0] not in batch:
+            continue
+        if all(dims is not None and dims.min() >= 0 for dims in rest):
+            shape = np.concatenate([[-1], *rest]).astype(np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(shape, node.output[0]))
+            graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input}
+    for node in [node for node in graph.node if node.op_type == "Shape" and node.output[0] not in read]:
+        graph.node.remove(node)
+    unread = [tensor for tensor in graph.initializer if tensor.name not in read]
+    for tensor in unread:
+        graph.initializer.remove(tensor)
+    return proto
 
 
 def _stripped(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -44,14 +45,22 @@ def export_openvino(
 
 
 def convert_openvino(onnx_path: Path) -> Any:
-    """An FP32 ONNX file as an ``openvino.Model``, with its free batch dimension.
+    """An FP32 ONNX file as an ``openvino.Model``, with its free batch dimension, and constants folded.
+
+    ``openvino.convert_model`` would fuse attention into one operation as well: engines that gain from it do so when
+    they compile, and a quantizer needs to see its parts.
 
     Raises:
         ConversionError: OpenVINO cannot convert it.
         ImportError: OpenVINO is not installed.
     """
     try:
-        return import_openvino().convert_model(onnx_path)
+        model = _core().read_model(onnx_path)
+        passes = importlib.import_module("openvino.passes")
+        manager = passes.Manager()
+        manager.register_pass(passes.ConstantFolding())
+        manager.run_passes(model)
+        return model
     except ImportError:
         raise
     except Exception as error:  # OpenVINO raises many types, with no common base but Exception
@@ -88,9 +97,13 @@ def load_openvino(path: Path) -> Any:
     Raises:
         ImportError: OpenVINO is not installed.
     """
+    return _core().read_model(path)
+
+
+def _core() -> Any:
     core = import_openvino().Core()
     core.set_property({"ENABLE_MMAP": False})  # or writing the file again would change the weights of this model
-    return core.read_model(path)
+    return core
 
 
 def _separate_tables(model: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgepose.converters.attention import fragile_products
 from edgepose.converters.qdq import close_residuals
 from edgepose.converters.recipes import Recipe
 from edgepose.errors import ConversionError
@@ -20,6 +21,10 @@ from edgepose.runtimes.openvino import import_openvino, usage_statistics_blocked
 __all__ = ["linear_layers", "quantize"]
 
 Samples = Callable[[int], None]
+_WHOLE_ATTENTION = ("auto", "int8")
+"""As a Transformer NNCF leaves the product of softmax with values in float, come what may."""
+_SUMS = ["Add", "Subtract", "Multiply", "Divide", "Power", "MVN"]
+"""What NNCF leaves in float in a Transformer besides: sums, and LayerNorm with its parts."""
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -55,10 +60,10 @@ def quantize(model: Any, crops: NDArray[np.uint8], recipe: Recipe, progress: Sam
                 model,
                 nncf.Dataset(list(crops), feed),
                 subset_size=len(crops),
-                model_type=nncf.ModelType(recipe.model_type),
+                model_type=None if recipe.attention in _WHOLE_ATTENTION else nncf.ModelType.TRANSFORMER,
                 preset=nncf.QuantizationPreset(recipe.preset),
                 fast_bias_correction=recipe.bias_correction != "accurate",
-                ignored_scope=nncf.IgnoredScope(names=_float_layers(model, recipe)),
+                ignored_scope=_ignored(nncf, model, crops, recipe),
                 advanced_parameters=_advanced(nncf, recipe),
             )
     except Exception as error:  # NNCF raises many types, with no common base but Exception
@@ -67,14 +72,21 @@ def quantize(model: Any, crops: NDArray[np.uint8], recipe: Recipe, progress: Sam
 
 
 def linear_layers(model: Any) -> list[str]:
-    """Names of the layers with weights, in the order of the graph: what a search may put back to float."""
-    return [name for name, kind, weighted in _operations(model) if weighted and kind in _WEIGHTED]
+    """Names of layers with weights and of products, in the order of the graph: what a search may put back to float."""
+    return [name for name, kind, weighted in _operations(model) if kind in _WEIGHTED and (weighted or kind == "MatMul")]
 
 
-def _float_layers(model: Any, recipe: Recipe) -> list[str]:
-    """What the recipe leaves in float, by name; attention's products are those of two activations."""
-    attention = [name for name, kind, weighted in _operations(model) if kind == "MatMul" and not weighted]
-    return [*recipe.float_layers, *(attention if recipe.float_attention else [])]
+def _ignored(nncf: Any, model: Any, crops: NDArray[np.uint8], recipe: Recipe) -> Any:
+    """What stays in float: by name, and, where NNCF is not told that this is a Transformer, by type."""
+    names = list(recipe.float_layers)
+    if isinstance(model, onnx.ModelProto) and recipe.attention in _WHOLE_ATTENTION:
+        raise ConversionError(f"recipe {recipe.name}: attention {recipe.attention!r} is for OpenVINO")
+    if recipe.attention == "float":
+        names += [name for name, kind, weighted in _operations(model) if kind == "MatMul" and not weighted]
+    elif recipe.attention == "auto":
+        names += fragile_products(model, crops)
+    present = {op.get_type_name() for op in model.get_ops()} if recipe.attention in _WHOLE_ATTENTION else set()
+    return nncf.IgnoredScope(names=list(dict.fromkeys(names)), types=[kind for kind in _SUMS if kind in present])
 
 
 def _operations(model: Any) -> list[tuple[str, str, bool]]:

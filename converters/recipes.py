@@ -31,13 +31,14 @@ class Recipe:
 
     Attributes:
         name: See the module.
-        model_type: ``transformer`` leaves softmax and LayerNorm in float.
         preset: ``mixed`` (asymmetric activations) or ``performance`` (symmetric).
         smooth_quant: Strength 0-1 with which large activations before linear layers are moved into the weights
             (SmoothQuant, Xiao et al. 2023); None leaves them.
         bias_correction: ``fast`` shifts biases by the mean error of each layer alone, ``accurate`` re-measures layer by
             layer, ``none`` leaves them.
-        float_attention: Whether the products of attention (queries with keys, weights with values) stay in float.
+        attention: Which products of attention are 8-bit: none (``float``), that of queries with keys (``scores``), that
+            of softmax with values as well where it loses nothing (``auto``, see ``attention.py``) or everywhere
+            (``int8``). Softmax itself, LayerNorm and sums are computed in float.
         close_residuals: Whether convolutions that end in a residual sum get 8-bit outputs, which the quantizer leaves
             in float for engines that fuse the sum; onnxruntime has no kernel for such a convolution.
         narrow_weights: 7-bit weights, for processors whose 8-bit sums saturate.
@@ -45,11 +46,10 @@ class Recipe:
     """
 
     name: str
-    model_type: str = "transformer"
     preset: str = "mixed"
     smooth_quant: float | None = None
     bias_correction: str = "fast"
-    float_attention: bool = False
+    attention: str = "scores"
     close_residuals: bool = False
     narrow_weights: bool = False
     float_layers: tuple[str, ...] = ()
@@ -63,8 +63,9 @@ class Recipe:
         return replace(self, float_layers=tuple(dict.fromkeys((*self.float_layers, *layers))))
 
 
-_ONNXRUNTIME = Recipe("onnxruntime-x86", float_attention=True, close_residuals=True)
-_OPENVINO = Recipe("openvino-vnni", preset="performance")
+_ACCURATE: Mapping[str, Any] = {"smooth_quant": 0.95, "bias_correction": "accurate"}
+_ONNXRUNTIME = Recipe("onnxruntime-x86", attention="float", close_residuals=True)
+_OPENVINO = Recipe("openvino-vnni", preset="performance", attention="auto")
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -72,11 +73,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         for row in (
             _ONNXRUNTIME,
             replace(_ONNXRUNTIME, name="onnxruntime-arm", preset="performance"),
-            replace(_ONNXRUNTIME, name="onnxruntime-x86-accurate", smooth_quant=0.95, bias_correction="accurate"),
+            replace(_ONNXRUNTIME, name="onnxruntime-x86-accurate", **_ACCURATE),
             _OPENVINO,
+            replace(_OPENVINO, name="openvino-vnni-fast", attention="int8"),
             replace(_OPENVINO, name="openvino-avx2", narrow_weights=True),
-            replace(_OPENVINO, name="openvino-vnni-accurate", smooth_quant=0.95, bias_correction="accurate"),
-            Recipe("tensorrt-qdq", preset="performance", float_attention=True),
+            replace(
+                _OPENVINO,
+                name="openvino-vnni-accurate",
+                attention="scores",
+                smooth_quant=0.95,
+                bias_correction="accurate",
+            ),
+            Recipe("tensorrt-qdq", preset="performance", attention="float"),
         )
     }
 )

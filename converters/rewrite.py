@@ -179,7 +179,7 @@ class _FusedAttention(nn.Module):
         """(N, T, d) -> (N, heads, T, d / heads); a single head stays as it is."""
         if self.heads == 1:
             return x
-        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
         return x if self.heads == 1 else x.transpose(1, 2).flatten(2)

@@ -116,7 +116,7 @@ def _openvino_model(source: Path) -> Any:
 
 
 _ONNX = {"exporter": "torch.onnx dynamo, rewritten", "opset": OPSET}
-_OPENVINO = {**_ONNX, "converter": "openvino.convert_model"}
+_OPENVINO = {**_ONNX, "converter": "openvino.Core.read_model"}
 _IR = (".xml", ".bin")
 
 VARIANTS: Mapping[str, VariantRow] = MappingProxyType(

@@ -120,7 +120,7 @@ class MultiheadSelfAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, heads, T, d / heads)."""
-        return x.reshape(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):

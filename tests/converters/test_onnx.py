@@ -96,3 +96,12 @@ def test_normalisation_is_inside():
     wrapped(torch.tensor([[[[123.675, 116.28, 103.53]]]]))
     np.testing.assert_allclose(seen[0], 0, atol=1e-5)
     assert seen[0].shape == (1, 3, 1, 1)
+
+
+def test_shapes_are_plain_numbers(exported):
+    """Only the batch is free: [-1, 768, 256] instead of nodes that put a shape together."""
+    graph = onnx.load(exported[2]).graph
+    assert "Shape" not in {node.op_type for node in graph.node}
+    constants = {tensor.name for tensor in graph.initializer}
+    assert all(node.input[1] in constants for node in graph.node if node.op_type == "Reshape")
+    assert constants <= {name for node in graph.node for name in node.input}
