@@ -198,7 +198,13 @@ class _Making:
         self.variants.append(Variant(row.name, row.files, row.recipe(recipe), round(off, 6)))
 
     def keep_fastest(self) -> None:
-        """Of each format leave the variant whose median is lowest here; the others go, and notes say by how much."""
+        """Of each format leave the variant whose median is lowest here; the others go, and notes say by how much.
+
+        Raises:
+            GateError: None keeps the budget.
+        """
+        if not self.estimators:
+            raise GateError("no variant keeps within the budget: " + "; ".join(self.notes))
         rows = measure_latency(self.estimators, iterations=_ROUNDS, warmup=3)
         milliseconds = {row.variant: row.infer_ms for row in rows}
         for form in dict.fromkeys(parse_variant(name)[0] for name in milliseconds):

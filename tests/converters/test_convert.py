@@ -249,6 +249,23 @@ def test_a_budget_that_nothing_keeps_makes_no_bundle(hard, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_half_precision_passes_the_same_gate(checkpoint, tmp_path):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    with pytest.raises(GateError, match="openvino-fp16 loses 0.00 points, 0 are allowed: there is no way round"):
+        convert(checkpoint, tmp_path / "b", ["openvino-fp16"], calibration=SAMPLE_CLIP, budget=Budget(0.0))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(GateError, match="no variant keeps within the budget: openvino-fp16 is left out"):
+        convert(
+            checkpoint,
+            tmp_path / "b",
+            ["openvino-fp16"],
+            calibration=SAMPLE_CLIP,
+            budget=Budget(0.0),
+            keep_fastest=True,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_auto_keeps_one_variant_per_format_and_says_what_lost(checkpoint, tmp_path):
     conversion = convert(
         checkpoint,
