@@ -1,7 +1,8 @@
 """What our OpenVINO engine costs over OpenVINO's own benchmark_app: `overhead.py MODEL.xml [--threads 2] [--rounds 5]`.
 
 Same IR, batch 1, one stream (latency mode), f32 hint, the same threads; both run in turn, each in its own process, and
-give their median. benchmark_app keeps its input in the request; our engine is handed a new array in every call and gives one back.
+give their median. benchmark_app keeps its input in the request; our engine is handed a new array in every call, and
+gives one back.
 """
 
 from __future__ import annotations
