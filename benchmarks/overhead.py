@@ -27,7 +27,7 @@ crops = np.random.default_rng(0).integers(0, 256, (8, 1, height, width, 3), dtyp
 times, end = [], time.perf_counter() + float(sys.argv[3])
 while time.perf_counter() < end:
     start = time.perf_counter()
-    estimator.heatmaps(crops[len(times) % 8])
+    estimator.engine.run({"image": crops[len(times) % 8]})
     times.append(1e3 * (time.perf_counter() - start))
 print(np.median(times[3:]), height, width)
 """

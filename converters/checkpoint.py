@@ -127,6 +127,8 @@ def _fit_position(
     registered = MODELS.get(row.name, row)
     if stored is None or own is None or registered.input_hw == row.input_hw:
         return state, ()
+    assert registered.input_hw
+    assert row.input_hw
     sine = registered.build().state_dict()[_POSITION]
     if stored.shape == own.shape or stored.shape != sine.shape:
         return state, ()
@@ -168,7 +170,7 @@ def _mismatch(path: Path, row: ModelRow, wanted: Shapes, found: Shapes) -> str:
 def _advice(row: ModelRow, found: Shapes) -> str:
     name, matched = _closest(found)
     total = len(found)
-    if matched < total // 2:
+    if matched <= total // 2:
         return f"no registered model is close (best: {name}, {matched} of {total} tensors)"
     if matched == total and name != row.name:
         return f"it is {name} ({matched} of {total} tensors): use --model {name}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from edgepose.converters.budget import Budget, Judge, meet_budget, rank_blocks
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import Deployed
 from edgepose.converters.onnx import export_onnx
-from edgepose.converters.quantize import linear_layers
 from edgepose.converters.recipes import Recipe, default_recipe
 from edgepose.converters.rewrite import rewrite
 from edgepose.converters.variants import Job, VariantRow, get_variant
@@ -116,25 +116,25 @@ def convert(
         progress: Told about each stage.
 
     Raises:
-        ConversionError: A variant is not supported, needs calibration, or is off.
+        ConversionError: The model or a variant is not supported, needs calibration, or is off.
         GateError: A variant cannot be kept within the budget.
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
+    if checkpoint.row.task != "pose2d":
+        raise ConversionError(
+            f"{checkpoint.row.name}: lifting models cannot be converted yet: they train and run in torch"
+        )
     rows = _checked(variants, calibration, recipes or {})
     data = open_pictures(calibration) if calibration is not None else None
     with bundles.create(output, force=force) as writer, tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
         clock = _Clock()
-        source = Path(scratch) / "source.onnx"
-        with clock.time(_BASELINE):
-            progress("rewrite and export to ONNX", 0, 0)
-            origin = records.origin(checkpoint, get_variant(_BASELINE), Recipe("none"))
-            export_onnx(rewrite(checkpoint.model), checkpoint.row.spec, source, origin)
-        fp32 = load_file(source)
+        sources = _Sources(checkpoint, Path(scratch), clock, progress)
+        fp32 = load_file(sources.path(_BASELINE))
         crops = _collect(data, checkpoint.row.spec, fp32, calibration_size, seed, progress)
         progress("compare ONNX with torch", 0, 0)
         golden, torch_error = _golden(checkpoint, fp32, crops.verify)
         judge = Judge(fp32, crops.verify, budget) if budget else None
-        made = _Making(checkpoint, writer, source, crops, golden, recipes or {}, judge, clock, progress)
+        made = _Making(checkpoint, writer, sources, crops, golden, recipes or {}, judge, clock, progress)
         for row in rows:
             made.make(row, required=not keep_fastest)
         if keep_fastest:
@@ -160,12 +160,41 @@ def convert(
 
 
 @dataclass
+class _Sources:
+    """The float models that variants are made from, each exported when it is first asked for."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    clock: _Clock
+    progress: Progress
+
+    def path(self, name: str) -> Path:
+        """The file of an FP32 variant that is exported from torch: see ``VariantRow.source``."""
+        row, spec = get_variant(name), self.checkpoint.row.spec
+        path = self.folder / f"source{row.suffixes[0]}"
+        if not path.exists():
+            form = "ONNX" if name == _BASELINE else row.engine
+            with self.clock.time(name):
+                self.progress(f"rewrite and export to {form}", 0, 0)
+                origin = records.origin(self.checkpoint, row, Recipe("none"))
+                export = export_onnx if name == _BASELINE else _export_tflite
+                export(rewrite(self.checkpoint.model), spec, path, origin)
+        return path
+
+
+def _export_tflite(model: torch.nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any]) -> None:
+    from edgepose.converters.tflite import export_tflite
+
+    export_tflite(model, spec, path, origin)
+
+
+@dataclass
 class _Making:
     """The variants, one after the other."""
 
     checkpoint: Checkpoint
     writer: BundleWriter
-    source: Path
+    sources: _Sources
     crops: Crops
     golden: Golden
     recipes: Mapping[str, Recipe]
@@ -179,6 +208,7 @@ class _Making:
     def make(self, row: VariantRow, *, required: bool = True) -> None:
         """Make one, and see whether it keeps the budget; if it is not required it may fail, and a note says so."""
         recipe = self.recipes.get(row.engine) or default_recipe(row.engine)
+        self.sources.path(row.source)  # on a clock of its own
         self.progress(f"make {row.name}", 0, 0)
         try:
             with self.clock.time(row.name):
@@ -220,16 +250,21 @@ class _Making:
         return self.writer.folder / row.files[0]
 
     def _load(self, row: VariantRow, recipe: Recipe, path: Path, crops: int | None = None) -> Estimator:
-        """Write a file by a recipe, and load it."""
+        """Write a file by a recipe, and load it; only what is made for good is told on the way."""
+
+        def tell(samples: int) -> None:
+            if path.parent == self.writer.folder:
+                self.progress(f"make {row.name}: {samples} samples measured", 0, 0)
+
         row.make(
             Job(
-                source=self.source,
+                source=self.sources.path(row.source),
                 path=path,
                 spec=self.checkpoint.row.spec,
                 origin=records.origin(self.checkpoint, row, recipe),
                 recipe=recipe,
                 crops=self.crops.calibrate[:crops],
-                progress=lambda samples: self.progress(f"make {row.name}: {samples} samples measured", 0, 0),
+                progress=tell,
             )
         )
         return load_file(path)
@@ -240,8 +275,9 @@ class _Making:
             raise GateError(
                 f"{row.name} loses {drop:.2f} points, {judge.max_drop:g} are allowed: there is no way round"
             )
-        candidate = self.source.with_name(f"candidate{row.suffixes[0]}")
-        layers = linear_layers(row.read(self.source))
+        source = self.sources.path(row.source)
+        candidate = source.with_name(f"candidate{row.suffixes[0]}")
+        layers = row.layers(row.read(source))
         ranking = rank_blocks(
             lambda alone: self._load(row, alone, candidate, _RANKED_ON),
             recipe,
@@ -249,6 +285,7 @@ class _Making:
             judge.drop_of,
             lambda done, total: self.progress(f"{row.name} loses {drop:.2f} points, rank its blocks", done, total),
         )
+        self.progress(f"{row.name}: put the worst blocks back to float until the budget is kept", 0, 0)
         found = meet_budget(
             lambda some: self._load(row, some, candidate),
             recipe,

@@ -2,12 +2,13 @@
 
 A name is ``<engine>-<instructions>``, perhaps with a variation: ``onnxruntime-x86``, ``openvino-vnni-accurate``.
 
-    engine         onnxruntime  openvino  tensorrt
+    engine         onnxruntime  openvino  tensorrt  tflite
     instructions   x86   any x86-64 with 8-bit dot products (VNNI)
                    arm   ARMv8.2 dot products or newer
                    vnni  x86-64 with AVX-512 VNNI, AVX-VNNI or AMX
                    avx2  x86-64 without them: its 8-bit products saturate in 16 bits, so weights get 7 bits
                    qdq   explicit quantization that the engine compiles itself
+                   xnnpack  the kernels that TFLite has for ARM and x86 alike
 
 What is fast on one engine is not fast on another; benchmarks/int8.py measures it.
 """
@@ -85,6 +86,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 bias_correction="accurate",
             ),
             Recipe("tensorrt-qdq", preset="performance", attention="float"),
+            Recipe("tflite-xnnpack"),
+            Recipe("tflite-xnnpack-accurate", attention="float"),
         )
     }
 )
@@ -109,7 +112,7 @@ def default_recipe(engine: str) -> Recipe:
         return get_recipe("openvino-vnni" if _VNNI & set(instruction_sets()) else "openvino-avx2")
     if engine == "onnxruntime":
         return get_recipe("onnxruntime-arm" if "asimd" in instruction_sets() else "onnxruntime-x86")
-    return get_recipe("tensorrt-qdq")
+    return get_recipe("tflite-xnnpack" if engine == "tflite" else "tensorrt-qdq")
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["calibration", "notes", "origin", "provenance", "validation", "write_evidence"]
 
 _TOOLS = ("torch", "onnx", "onnxscript", "nncf", "openvino")
+_TFLITE_TOOLS = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
 
 
 def validation(
@@ -88,7 +89,7 @@ def provenance(
         "request": {"input_hw": [height, width], "calibration_size": calibration_size, "calibrated": calibrated},
         "torch_max_abs_error": torch_error,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions((*RUNTIME_PACKAGES, *_TOOLS)),
+        "versions": versions(dict.fromkeys((*RUNTIME_PACKAGES, *_TOOLS, *_TFLITE_TOOLS))),
     }
 
 
@@ -97,7 +98,7 @@ def origin(checkpoint: Checkpoint, row: VariantRow, recipe: Recipe) -> dict[str,
     return {
         "checkpoint": dict(checkpoint.source),
         "recipe": row.recipe(recipe),
-        "versions": versions(("edgepose", *_TOOLS)),
+        "versions": versions(("edgepose", *(("torch", *_TFLITE_TOOLS) if row.engine == "tflite" else _TOOLS))),
     }
 
 

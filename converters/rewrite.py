@@ -22,7 +22,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgepose.models.blocks import Encoder, EncoderLayer, MultiheadSelfAttention
 
-__all__ = ["REWRITES", "fold_batchnorm", "fuse_attention", "rewrite", "separate", "unfold_deconvolution"]
+__all__ = [
+    "REWRITES",
+    "FusedEncoder",
+    "fold_batchnorm",
+    "fuse_attention",
+    "rewrite",
+    "separate",
+    "unfold_deconvolution",
+]
 
 
 def rewrite(model: nn.Module) -> nn.Module:
@@ -58,7 +66,7 @@ def fuse_attention(model: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, Encoder):
                 position = getattr(parent, "pos_embedding")  # noqa: B009 - nn.Module's own attribute types are looser
-                setattr(parent, name, _FusedEncoder(child, position.detach().transpose(0, 1)))
+                setattr(parent, name, FusedEncoder(child, position.detach().transpose(0, 1)))
 
 
 REWRITES = (unfold_deconvolution, fold_batchnorm, fuse_attention)
@@ -201,7 +209,7 @@ class _FusedLayer(nn.Module):
         return y
 
 
-class _FusedEncoder(nn.Module):
+class FusedEncoder(nn.Module):
     """An encoder that does not need to be told the position again."""
 
     def __init__(self, encoder: Encoder, position: Tensor) -> None:

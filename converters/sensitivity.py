@@ -10,7 +10,6 @@ from edgepose.bundle import Bundle
 from edgepose.calibration.datasets.registry import open_pictures
 from edgepose.calibration.samples import collect
 from edgepose.converters.budget import Budget, Judge, Sensitivity, rank_blocks
-from edgepose.converters.quantize import linear_layers
 from edgepose.converters.recipes import Recipe, recipe_from_dict
 from edgepose.converters.variants import Job, get_variant
 from edgepose.errors import ConversionError
@@ -20,7 +19,7 @@ from edgepose.runtimes.load import load, load_file
 __all__ = ["sensitivity"]
 
 _CALIBRATE, _VERIFY = 16, 32
-_SOURCE = "onnx-fp32"
+_BASELINE = "onnx-fp32"
 
 
 def sensitivity(
@@ -31,7 +30,9 @@ def sensitivity(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> list[Sensitivity]:
-    """Rank the blocks of an INT8 variant, worst first; the bundle needs ``onnx-fp32`` to start from.
+    """Rank the blocks of an INT8 variant, worst first.
+
+    The bundle needs ``onnx-fp32`` to compare with, and for TFLite ``tflite-fp32`` to start from.
 
     Args:
         path: The bundle.
@@ -47,8 +48,8 @@ def sensitivity(
     if not row.calibrated:
         raise ConversionError(f"{variant}: is no INT8 variant")
     recipe = recipe_from_dict(bundle.variant(variant).recipe["quantizer"])
-    source = bundle.checked_variant(bundle.variant(_SOURCE))
-    fp32 = load(path, variant=_SOURCE)
+    source = bundle.checked_variant(bundle.variant(row.source))
+    fp32 = load(path, variant=_BASELINE)
     data = open_pictures(calibration)
     crops = collect(data, bundle.spec, _CALIBRATE + _VERIFY, seed, fp32.best_region, progress).crops
     held_back = min(_VERIFY, len(crops) // 2)
@@ -60,7 +61,7 @@ def sensitivity(
             row.make(Job(source, file, bundle.spec, {}, alone, crops[held_back:][:_CALIBRATE]))
             return load_file(file)
 
-        layers = linear_layers(row.read(source))
+        layers = row.layers(row.read(source))
         return rank_blocks(
             make, recipe, layers, judge.drop_of, lambda done, total: progress("quantize each block alone", done, total)
         )

@@ -1,4 +1,4 @@
-"""How each variant of a bundle is made from the FP32 ONNX model: one row per format and precision."""
+"""How each variant of a bundle is made from an FP32 model, ONNX or TFLite: one row per format and precision."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from edgepose.bundle import parse_variant
 from edgepose.converters.onnx import OPSET, load_onnx, save_onnx
-from edgepose.converters.quantize import quantize
+from edgepose.converters.quantize import linear_layers, quantize
 from edgepose.converters.recipes import Recipe
 from edgepose.errors import ConversionError
 from edgepose.types import ModelSpec
 
 __all__ = ["CALIBRATED", "VARIANTS", "Job", "VariantRow", "get_variant"]
 
-CALIBRATED = ("int8",)
+CALIBRATED = ("int8", "int8-16x8")
 """Precisions that need calibration pictures."""
 
 
@@ -30,7 +30,7 @@ class Job:
     """One variant to make.
 
     Attributes:
-        source: The FP32 ONNX file.
+        source: The FP32 model that it is made from: see ``VariantRow.source``.
         path: The file to write; a second one with its weights may come beside it.
         spec: Goes into the file.
         origin: Where the model comes from; goes into the file.
@@ -55,10 +55,12 @@ class VariantRow:
     Attributes:
         name: ``<format>-<precision>``.
         make: Writes it.
-        read: The float model that is quantized, out of the FP32 ONNX file.
+        read: The float model that is quantized, out of its source.
         engine: Which engine's recipe it is quantized by.
         suffixes: Of its files; the first is the one to load.
         exporter: For the manifest: how it is made.
+        source: The FP32 variant that it is made from: ``onnx-fp32`` or ``tflite-fp32``, exported from torch.
+        layers: Names of the layers of what ``read`` gives that may stay in float.
     """
 
     name: str
@@ -67,6 +69,8 @@ class VariantRow:
     engine: str
     suffixes: tuple[str, ...]
     exporter: Mapping[str, Any]
+    source: str = "onnx-fp32"
+    layers: Callable[[Any], list[str]] = linear_layers
 
     @property
     def calibrated(self) -> bool:
@@ -83,7 +87,7 @@ class VariantRow:
         return {**self.exporter, **({"quantizer": recipe.to_dict()} if self.calibrated else {})}
 
 
-def _onnx_fp32(job: Job) -> None:
+def _same(job: Job) -> None:
     """The source itself, which carries the same origin."""
     shutil.copyfile(job.source, job.path)
 
@@ -115,19 +119,63 @@ def _openvino_model(source: Path) -> Any:
     return convert_openvino(source)
 
 
+def _tflite_fp16(job: Job) -> None:
+    from edgepose.converters.tflite_model import load_tflite, save_tflite
+    from edgepose.converters.tflite_quantize import half_precision
+
+    save_tflite(half_precision(load_tflite(job.source)), job.spec, job.path, job.origin)
+
+
+def _tflite_int8(activation_bits: int) -> Callable[[Job], None]:
+    def make(job: Job) -> None:
+        from edgepose.converters.tflite_model import load_tflite, save_tflite
+        from edgepose.converters.tflite_quantize import quantize_tflite
+
+        quantized = quantize_tflite(
+            load_tflite(job.source), job.crops, job.recipe, job.progress, activation_bits=activation_bits
+        )
+        save_tflite(quantized, job.spec, job.path, job.origin)
+
+    return make
+
+
+def _tflite_model(source: Path) -> Any:
+    from edgepose.converters.tflite_model import load_tflite
+
+    return load_tflite(source)
+
+
+def _tflite_layers(model: Any) -> list[str]:
+    from edgepose.converters.tflite import tflite_layers
+
+    return tflite_layers(model)
+
+
+_TFLITE_FP32 = "tflite-fp32"
 _ONNX = {"exporter": "torch.onnx dynamo, rewritten", "opset": OPSET}
 _OPENVINO = {**_ONNX, "converter": "openvino.Core.read_model"}
 _IR = (".xml", ".bin")
+_TFLITE = {"exporter": "litert-torch, rewritten"}
+
+
+def _tflite_row(precision: str, make: Callable[[Job], None]) -> VariantRow:
+    name = f"tflite-{precision}"
+    return VariantRow(name, make, _tflite_model, "tflite", (".tflite",), _TFLITE, _TFLITE_FP32, _tflite_layers)
+
 
 VARIANTS: Mapping[str, VariantRow] = MappingProxyType(
     {
         row.name: row
         for row in (
-            VariantRow("onnx-fp32", _onnx_fp32, load_onnx, "onnxruntime", (".onnx",), _ONNX),
+            VariantRow("onnx-fp32", _same, load_onnx, "onnxruntime", (".onnx",), _ONNX),
             VariantRow("onnx-int8", _onnx_int8, load_onnx, "onnxruntime", (".onnx",), _ONNX),
             VariantRow("openvino-fp32", _openvino_float(False), _openvino_model, "openvino", _IR, _OPENVINO),
             VariantRow("openvino-fp16", _openvino_float(True), _openvino_model, "openvino", _IR, _OPENVINO),
             VariantRow("openvino-int8", _openvino_int8, _openvino_model, "openvino", _IR, _OPENVINO),
+            _tflite_row("fp32", _same),
+            _tflite_row("fp16", _tflite_fp16),
+            _tflite_row("int8", _tflite_int8(8)),
+            _tflite_row("int8-16x8", _tflite_int8(16)),
         )
     }
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         GateError,
         SinkError,
         SourceError,
+        TrainingError,
     )
     from edgepose.pipeline import Estimator
     from edgepose.runtimes.load import load
@@ -46,6 +47,7 @@ __all__ = [
     "Poses",
     "SinkError",
     "SourceError",
+    "TrainingError",
     "__version__",
     "load",
 ]
@@ -61,6 +63,7 @@ _HOME = {
     "GateError": "edgepose.errors",
     "SinkError": "edgepose.errors",
     "SourceError": "edgepose.errors",
+    "TrainingError": "edgepose.errors",
     "Engine": "edgepose.types",
     "Estimator": "edgepose.pipeline",
     "ModelSpec": "edgepose.types",

@@ -47,7 +47,7 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 
 FORMATS = ("onnx", "openvino", "tflite", "tensorrt", "torch")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-16x8", "int8-dynamic")
 
 
 def parse_variant(name: str) -> tuple[str, str]:

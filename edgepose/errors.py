@@ -9,7 +9,8 @@
     ├── EngineError               an engine that failed to load or to run a model, or whose answers are off
     ├── SourceError               a camera, video or image folder that cannot be read
     ├── SinkError                 an output that cannot be written
-    └── DatasetError              annotations or images that are missing, malformed or do not fit the model
+    ├── DatasetError              annotations or images that are missing, malformed or do not fit the model
+    └── TrainingError             a training that diverged, or that cannot go on from where it stopped
 
 A message says what is wrong, where, and what to do, in one line.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "GateError",
     "SinkError",
     "SourceError",
+    "TrainingError",
 ]
 
 
@@ -66,3 +68,7 @@ class SinkError(EdgePoseError):
 
 class DatasetError(EdgePoseError):
     """Annotations or images are missing, malformed, or do not fit the model."""
+
+
+class TrainingError(EdgePoseError):
+    """A training diverged, or cannot go on from where it stopped."""

@@ -16,6 +16,8 @@ RUNTIME_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "ai-edge-litert",
+    "tflite-runtime",
     "numpy",
     "opencv-python-headless",
     "opencv-python",

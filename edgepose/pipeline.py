@@ -91,7 +91,8 @@ class Estimator:
             EngineError: The engine failed, or answered with NaN or infinity.
         """
         parts = [self._run(crops[i : i + self._batch]) for i in range(0, len(crops), self._batch)]
-        answer = np.concatenate(parts) if parts else np.zeros((0, *self._map_shape), np.float32)
+        none = np.zeros((0, *self._map_shape), np.float32)
+        answer: NDArray[np.float32] = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
         if flip:
             mirrored = self.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
             answer = np.mean([answer, flip_back(mirrored, self.spec.joints.flip_order)], axis=0, dtype=np.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgepose.errors import EdgePoseError
 
-__all__ = ["SKELETONS", "Skeleton", "counterparts", "get_skeleton"]
+__all__ = ["SKELETONS", "Skeleton", "SkeletonMap", "counterparts", "get_skeleton", "skeleton_map"]
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,72 @@ def counterparts(source: Sequence[str], target: Sequence[str]) -> tuple[int | No
     """
     index = {_SAME.get(name, name): i for i, name in enumerate(source)}
     return tuple(index.get(_SAME.get(name, name)) for name in target)
+
+
+@dataclass(frozen=True)
+class SkeletonMap:
+    """How the joints of one skeleton are made from another's: weighted means of points in the picture.
+
+    Attributes:
+        source, target: Names of the skeletons.
+        rows: For each target joint the source joints and their weights, which sum to one; empty where the source
+            has nothing to make it from.
+    """
+
+    source: str
+    target: str
+    rows: tuple[tuple[tuple[int, float], ...], ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Target joints that the source cannot supply."""
+        joints = get_skeleton(self.target).joints
+        return tuple(name for name, row in zip(joints, self.rows, strict=True) if not row)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Source joints that any target joint is made from."""
+        used = {index for row in self.rows for index, _ in row}
+        return tuple(name for i, name in enumerate(get_skeleton(self.source).joints) if i in used)
+
+
+_HIPS = "left_hip right_hip"
+_SHOULDERS = "left_shoulder right_shoulder"
+_FACE = "left_eye right_eye left_ear right_ear"
+_TRUNK = {"pelvis": _HIPS, "spine": f"{_HIPS} {_SHOULDERS}", "thorax": _SHOULDERS}
+_MAPS: dict[tuple[str, str], dict[str, str]] = {
+    # The nose is Human3.6M's neck/nose. Eyes and ears are halfway down the head: its top is as far above them again as
+    # a fifth of their distance from the shoulders.
+    ("coco17", "h36m17"): {**_TRUNK, "neck": "nose", "head": f"{_FACE} *1.2 {_SHOULDERS} *-0.2"},
+    ("lsp14", "h36m17"): {**_TRUNK, "neck": "neck", "head": "head_top"},
+    ("mpii16", "h36m17"): {"spine": "pelvis thorax", "neck": "upper_neck", "head": "head_top"},
+}
+"""Joints that are not in the source under their own name: the means that stand for them. ``*w`` weighs the mean of the
+names before it."""
+
+
+def skeleton_map(source: str, target: str) -> SkeletonMap:
+    """The map from one skeleton to another; a skeleton maps to itself joint by joint.
+
+    Raises:
+        EdgePoseError: One of them is unknown, or there is no map between them.
+    """
+    have, wanted = get_skeleton(source).joints, get_skeleton(target).joints
+    if source != target and (source, target) not in _MAPS:
+        known = ", ".join(f"{a} to {b}" for a, b in _MAPS)
+        raise EdgePoseError(f"no map from {source} joints to {target}; there are: {known}")
+    means = _MAPS.get((source, target), {})
+    return SkeletonMap(source, target, tuple(_weights(means.get(name, name), have) for name in wanted))
+
+
+def _weights(text: str, joints: Sequence[str]) -> tuple[tuple[int, float], ...]:
+    """``a b *1.2 c *-0.2`` -> indices and weights; nothing where a name is not among the joints."""
+    weights: list[tuple[int, float]] = []
+    pending: list[str] = []
+    for word in [*text.split(), *([] if text.rpartition(" ")[2].startswith("*") else ["*1"])]:
+        if not word.startswith("*"):
+            pending.append(word)
+            continue
+        weights += [(joints.index(name), float(word[1:]) / len(pending)) for name in pending if name in joints]
+        pending = []
+    return tuple(weights)

@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from edgepose.errors import BundleError, EdgePoseError
 from edgepose.skeletons import Skeleton, get_skeleton
 
-__all__ = ["Engine", "ModelSpec", "Poses", "TensorSpec"]
+__all__ = ["Engine", "NORMALISATIONS", "ModelSpec", "Poses", "TensorSpec"]
 
 SPEC_KEY = "edgepose"
 """Metadata key under which every exported file carries its ModelSpec."""
 
 ORIGIN_KEY = "edgepose.origin"
 """Metadata key under which a file says where it comes from: checkpoint, recipe, versions."""
+
+NORMALISATIONS = ("screen", "bbox")
+"""How a lifting model's keypoints are normalised: see ``edgepose.lifting``."""
 
 _SPEC_VERSION = 1
 
@@ -35,16 +38,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What host code must know of an artifact: its I/O contract and how to crop and decode.
+    """What host code must know of an artifact: its I/O contract and how to make its input.
 
     Attributes:
         name: Model name, for people.
-        task: ``pose2d`` (crops -> heatmaps).
-        input: ``image``, uint8 (N, H, W, 3), RGB crops 0-255.
-        output: ``heatmaps``, float32 (N, K, H / 4, W / 4).
+        task: ``pose2d`` (crops -> heatmaps) or ``lift3d`` (keypoints -> the same in space).
+        input: ``image``, uint8 (N, H, W, 3), RGB crops 0-255; or ``keypoints``, float32 (N, K, 2), normalised.
+        output: ``heatmaps``, float32 (N, K, H / 4, W / 4); or ``keypoints_xyz``, float32 (N, K, 3), metres in the
+            camera's frame, relative to the pelvis.
         skeleton: Name of the order of the K joints.
-        crop_padding: Factor by which a person's box is grown before cropping.
+        crop_padding: Factor by which a person's box is grown before cropping (``pose2d``).
         score_threshold: Joints that score less count as not found.
+        normalisation: One of ``NORMALISATIONS`` (``lift3d``).
     """
 
     name: str
@@ -54,6 +59,7 @@ class ModelSpec:
     skeleton: str
     crop_padding: float = 1.25
     score_threshold: float = 0.2
+    normalisation: str | None = None
 
     @classmethod
     def pose2d(cls, name: str, input_hw: tuple[int, int], skeleton: str) -> ModelSpec:
@@ -68,9 +74,34 @@ class ModelSpec:
             skeleton=skeleton,
         )
 
+    @classmethod
+    def lift3d(cls, name: str, normalisation: str, skeleton: str = "h36m17") -> ModelSpec:
+        """The contract of a single-frame lifting model.
+
+        Raises:
+            EdgePoseError: There is no such normalisation or skeleton.
+        """
+        if normalisation not in NORMALISATIONS:
+            raise EdgePoseError(f"unknown normalisation {normalisation!r}; known: {', '.join(NORMALISATIONS)}")
+        joints = len(get_skeleton(skeleton).joints)
+        return cls(
+            name=name,
+            task="lift3d",
+            input=TensorSpec("keypoints", "float32", (None, joints, 2)),
+            output=TensorSpec("keypoints_xyz", "float32", (None, joints, 3)),
+            skeleton=skeleton,
+            normalisation=normalisation,
+        )
+
     @property
     def input_wh(self) -> tuple[int, int]:
-        """Width and height of a crop."""
+        """Width and height of a crop.
+
+        Raises:
+            EdgePoseError: The model takes keypoints.
+        """
+        if self.task != "pose2d":
+            raise EdgePoseError(f"{self.name}: lifts keypoints into space, and a model that takes pictures is needed")
         _, h, w, _ = self.input.shape
         assert h is not None
         assert w is not None
@@ -88,7 +119,8 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Compact JSON with sorted keys: the same specification is always the same bytes."""
-        return json.dumps({"version": _SPEC_VERSION, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        data = {key: value for key, value in asdict(self).items() if value is not None}
+        return json.dumps({"version": _SPEC_VERSION, **data}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str, where: str) -> ModelSpec:
@@ -130,15 +162,22 @@ class ModelSpec:
         return spec
 
     def _check(self) -> None:
-        joints = len(self.joints.joints)
-        w, h = self.input_wh
-        if self.task != "pose2d" or not all(isinstance(side, int) and 32 <= side <= 4096 for side in (w, h)):
-            raise ValueError(f"task {self.task!r} with input {self.input.shape}")
-        expected = ModelSpec.pose2d(self.name, (h, w), self.skeleton)
-        if (self.input, self.output) != (expected.input, expected.output):
-            raise ValueError(f"tensors {self.input}, {self.output} for {joints} joints and {w}x{h} crops")
+        expected = self._lifting() if self.task == "lift3d" else self._picture()
+        if (self.input, self.output, self.normalisation) != (expected.input, expected.output, expected.normalisation):
+            raise ValueError(f"tensors {self.input}, {self.output} for {len(self.joints.joints)} joints ({self.task})")
         if not (1 <= float(self.crop_padding) <= 4 and 0 <= float(self.score_threshold) < 1):
             raise ValueError("crop_padding or score_threshold out of range")
+
+    def _picture(self) -> ModelSpec:
+        """What a 2D model of these sizes has."""
+        if self.task != "pose2d" or not all(isinstance(v, int) and 32 <= v <= 4096 for v in self.input.shape[1:3]):
+            raise ValueError(f"task {self.task!r} with input {self.input.shape}")
+        w, h = self.input_wh
+        return ModelSpec.pose2d(self.name, (h, w), self.skeleton)
+
+    def _lifting(self) -> ModelSpec:
+        """What a lifting model of this skeleton has."""
+        return ModelSpec.lift3d(self.name, str(self.normalisation), self.skeleton)
 
 
 def _tensor(data: Mapping[str, Any]) -> TensorSpec:

@@ -9,9 +9,9 @@ from edgepose.bundle import MANIFEST, Bundle, Variant
 from edgepose.errors import BundleError, EngineError
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.registry import engines, open_engine
-from edgepose.types import SPEC_KEY, Engine, ModelSpec
+from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
 
-__all__ = ["load", "load_file", "model_bytes", "model_files", "self_test"]
+__all__ = ["fits", "load", "load_file", "model_bytes", "model_files", "self_test"]
 
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
@@ -31,9 +31,9 @@ def load(
     Args:
         path: A bundle folder, or a file such as ``onnx-int8.onnx``, inside its bundle or copied elsewhere.
         engine: Engine name; by default the first that runs the file.
-        device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``.
+        device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``, ``edgetpu`` and so on.
         variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
-            engine and the device run. A file is its own.
+            engine and the device run, and whose engine is installed. A file is its own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
@@ -95,8 +95,9 @@ def load_file(
 
 
 def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant:
-    """The preferred one of those that the engine and the device run; of all where none is, for the error it gives."""
-    fitting = [row for row in engines().values() if engine in (None, row.name) and device in ("auto", *row.devices)]
+    """The preferred one of those that the engine and the device run here; of all where none is, for its error."""
+    fitting = [row for row in engines().values() if engine in (None, row.name) and row.has_device(device)]
+    fitting = [row for row in fitting if row.installed] or fitting
     suffixes = {suffix for row in fitting for suffix in row.suffixes}
     variants = [v for v in bundle.variants if Path(v.file).suffix in suffixes] or bundle.variants
     order = _PREFERENCE.get(device, _PREFERENCE["cpu"])
@@ -113,15 +114,25 @@ def _embedded_spec(engine: Engine, where: Path) -> ModelSpec:
     """
     text = engine.metadata.get(SPEC_KEY)
     if text is None:
-        raise BundleError(f"{where}: carries no edgepose specification: convert the checkpoint with edgepose convert")
+        attach = f", or attach one: edgepose inspect {where} --attach spec.json" if where.suffix == ".tflite" else ""
+        raise BundleError(
+            f"{where}: carries no edgepose specification: convert the checkpoint with edgepose convert{attach}"
+        )
     spec = ModelSpec.from_json(text, str(where))
-    tensors = [replace(tensor, shape=(None, *tensor.shape[1:])) for tensor in engine.inputs + engine.outputs]
-    if tensors != [spec.input, spec.output]:
+    if not fits(spec, engine.inputs, engine.outputs):
         raise BundleError(
             f"{where}: its tensors {engine.inputs + engine.outputs} do not fit its specification "
             f"{(spec.input, spec.output)}: convert again"
         )
     return spec
+
+
+def fits(spec: ModelSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether a specification is of the model that has these tensors, batch sizes aside."""
+    return [replace(tensor, shape=(None, *tensor.shape[1:])) for tensor in inputs + outputs] == [
+        spec.input,
+        spec.output,
+    ]
 
 
 def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
+from edgepose.runtimes.batches import Arrays, joined, ordered
 from edgepose.types import TensorSpec
 
 __all__ = ["MODES", "OpenVinoEngine", "Pending", "import_openvino", "usage_statistics_blocked"]
@@ -31,8 +32,6 @@ _ADVICE = {
     "NPU": "install the Intel NPU driver, or use --device cpu; Myriad sticks need OpenVINO 2022.3 or older, "
     "which edgepose does not support",
 }
-
-_Arrays = Sequence[NDArray[Any]]
 
 
 class OpenVinoEngine:
@@ -113,8 +112,8 @@ class OpenVinoEngine:
         if self._parallel:
             return self.result(self.run_async(feeds))
         try:
-            arrays = self._arrays(feeds)
-            return self._joined([self._for(size).run(part) for size, part in _split(arrays, self._sizes)])
+            arrays = ordered(self.inputs, feeds)
+            return joined(self.outputs, [self._for(size).run(part) for size, part in _split(arrays, self._sizes)])
         except Exception as error:  # see _read
             raise self._failed(error) from None
 
@@ -128,7 +127,7 @@ class OpenVinoEngine:
             EngineError: The inputs do not fit the model, or the engine failed to start.
         """
         try:
-            arrays = self._arrays(feeds)
+            arrays = ordered(self.inputs, feeds)
             return Pending([self._for(size).start(part) for size, part in _split(arrays, self._sizes)])
         except Exception as error:  # see _read
             raise self._failed(error) from None
@@ -140,7 +139,7 @@ class OpenVinoEngine:
             EngineError: The engine failed.
         """
         try:
-            return self._joined([part.answers() for part in pending.parts])
+            return joined(self.outputs, [part.answers() for part in pending.parts])
         except Exception as error:  # see _read
             raise self._failed(error) from None
 
@@ -167,32 +166,6 @@ class OpenVinoEngine:
         for one in compiled.values():
             one.settle()
 
-    def _arrays(self, feeds: Mapping[str, NDArray[Any]]) -> _Arrays:
-        """The inputs in the model's order.
-
-        Raises:
-            ValueError: One is missing, unknown, or of another dtype or shape.
-        """
-        arrays = [feeds[spec.name] for spec in self.inputs if spec.name in feeds]
-        if len(arrays) != len(self.inputs) or len(feeds) != len(arrays):
-            raise ValueError(
-                f"it takes {', '.join(spec.name for spec in self.inputs)}, got {', '.join(feeds) or 'nothing'}"
-            )
-        count = self.inputs[0].shape[0] or len(arrays[0])
-        for spec, array in zip(self.inputs, arrays, strict=True):
-            if array.dtype != spec.dtype or array.shape != (count, *spec.shape[1:]):
-                shape = str((count, *spec.shape[1:]))
-                raise ValueError(f"{spec.name}: expected {spec.dtype} {shape}, got {array.dtype} {array.shape}")
-        return arrays
-
-    def _joined(self, parts: Sequence[_Arrays]) -> dict[str, NDArray[Any]]:
-        names = [spec.name for spec in self.outputs]
-        if not parts:
-            empty = [np.zeros([side or 0 for side in spec.shape], spec.dtype) for spec in self.outputs]
-            return dict(zip(names, empty, strict=True))
-        joined = parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return dict(zip(names, joined, strict=True))
-
     def _failed(self, error: Exception) -> EngineError:
         return EngineError(f"{self._path.name}: openvino failed on {self.device} ({_reason(error)})")
 
@@ -211,7 +184,7 @@ class _Part:
         self._request = request
         self._count = count
         self._lock = Lock()
-        self._answers: _Arrays = ()
+        self._answers: Arrays = ()
         self._error: Exception | None = None
 
     def settle(self) -> None:
@@ -226,7 +199,7 @@ class _Part:
                 self._error = error
             self._request = None
 
-    def answers(self) -> _Arrays:
+    def answers(self) -> Arrays:
         self.settle()
         if self._error is not None:
             raise self._error
@@ -240,13 +213,13 @@ class _Compiled:
         self.model = model
         self._tensor = tensor
         self._count = len(model.outputs)
-        self._fed: _Arrays = ()
+        self._fed: Arrays = ()
         self._request = model.create_infer_request()
         self._request_lock = Lock()
         self._ring: deque[tuple[Any, _Part | None]] = deque()
         self._ring_lock = Lock()
 
-    def run(self, arrays: _Arrays) -> _Arrays:
+    def run(self, arrays: Arrays) -> Arrays:
         """Answers that no later run overwrites; inputs that are contiguous and writable are read where they are."""
         with self._request_lock:
             self._fed = [np.require(array, None, ["C", "W"]) for array in arrays]  # lives while the request reads it
@@ -255,7 +228,7 @@ class _Compiled:
             self._request.infer(share_outputs=True)
             return _answers(self._request, self._count)
 
-    def start(self, arrays: _Arrays) -> _Part:
+    def start(self, arrays: Arrays) -> _Part:
         """Start on the request that was started longest ago, after its answers were put aside."""
         with self._ring_lock:
             if not self._ring:
@@ -279,7 +252,7 @@ class _Compiled:
                     part.settle()
 
 
-def _answers(request: Any, count: int) -> _Arrays:
+def _answers(request: Any, count: int) -> Arrays:
     """Copies of a request's outputs, so that they outlive its next run."""
     return [request.get_output_tensor(index).data.copy() for index in range(count)]
 
@@ -368,7 +341,7 @@ def _with_batch(model: Any, size: int) -> Any:
     return fixed
 
 
-def _split(arrays: _Arrays, sizes: Sequence[int]) -> Iterator[tuple[int, _Arrays]]:
+def _split(arrays: Arrays, sizes: Sequence[int]) -> Iterator[tuple[int, Arrays]]:
     """Cut a batch into the sizes, largest first: 13 with powers of two is 8, 4 and 1."""
     start = 0
     for size in sizes:

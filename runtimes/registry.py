@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,9 +31,10 @@ class EngineRow:
         name: Public name.
         suffixes: File suffixes of the models it runs.
         target: ``"module:Class"``; the class takes ``(path, device, threads)``.
-        devices: Device names it understands.
+        devices: Device names it understands; one that ends in ``:PATH`` takes any path there.
         install: What to install where its library is missing.
         modes: What it can be tuned for; such a class takes the keyword ``mode`` as well.
+        libraries: Modules of which one must be installed; none named, and it counts as installed.
     """
 
     name: str
@@ -41,6 +43,17 @@ class EngineRow:
     devices: tuple[str, ...]
     install: str
     modes: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def installed(self) -> bool:
+        """Whether its library is there; nothing is imported to find out."""
+        return not self.libraries or any(importlib.util.find_spec(name) is not None for name in self.libraries)
+
+    def has_device(self, device: str) -> bool:
+        """Whether a device, ``auto`` among them, is one that it understands."""
+        prefixes = tuple(name.removesuffix("PATH") for name in self.devices if name.endswith(":PATH"))
+        return device in ("auto", *self.devices) or (device.startswith(prefixes) and device not in prefixes)
 
 
 class LoadableEngine(Protocol):
@@ -63,6 +76,7 @@ _BUILT_IN = (
         target="edgepose.runtimes.onnxruntime:OnnxRuntimeEngine",
         devices=("cpu", "cuda"),
         install="pip install onnxruntime",
+        libraries=("onnxruntime",),
     ),
     EngineRow(
         name="openvino",
@@ -71,6 +85,16 @@ _BUILT_IN = (
         devices=("cpu", "gpu", "npu", "vpu"),
         install="pip install 'edgepose[openvino]'",
         modes=("latency", "throughput"),
+        libraries=("openvino",),
+    ),
+    EngineRow(
+        name="tflite",
+        suffixes=(".tflite",),
+        target="edgepose.runtimes.tflite:TfliteEngine",
+        devices=("cpu", "gpu", "npu", "edgetpu", "delegate:PATH"),
+        install="pip install 'edgepose[tflite]'",
+        modes=("latency",),
+        libraries=("ai_edge_litert", "tflite_runtime"),
     ),
 )
 
@@ -115,7 +139,7 @@ def open_engine(path: Path, name: str | None, device: str, threads: int | None, 
     row = _row_for(path, name)
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 256):
         raise EngineUnavailable(f"threads: expected a whole number from 1 to 256, got {threads!r}")
-    if device not in ("auto", *row.devices):
+    if not row.has_device(device):
         raise EngineUnavailable(f"{row.name} has no device {device!r}: choose auto, {', '.join(row.devices)}")
     if mode is not None and mode not in row.modes:
         raise EngineUnavailable(f"{row.name} has no mode {mode!r}: choose {', '.join(row.modes) or 'none'}")

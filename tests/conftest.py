@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -92,6 +93,28 @@ def starter_openvino(tmp_path_factory: pytest.TempPathFactory, starter_bundle: P
         file = path / f"openvino-{precision}.xml"
         export_openvino(starter_bundle / "onnx-fp32.onnx", spec, file, {"made": "here"}, fp16=precision == "fp16")
     return path
+
+
+@pytest.fixture(scope="session")
+def starter_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tflite-fp32 of the starter model. Do not change it: copy it."""
+    from edgepose.assets import STARTER_MODEL, STARTER_WEIGHTS
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.converters.convert import convert
+    from edgepose.models.registry import get_model
+
+    required = "tflite" in os.environ.get("EDGEPOSE_TEST_ENGINES", "").split(",")
+    if importlib.util.find_spec("litert_torch") is None and not required:
+        pytest.skip("litert-torch is not installed: pip install 'edgepose[convert]'")
+    path = tmp_path_factory.mktemp("tflite") / "bundle"
+    convert(load_checkpoint(STARTER_WEIGHTS, get_model(STARTER_MODEL)), path, ["tflite-fp32"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Folder of tiny TFLite models; see its README."""
+    return Path(__file__).parent / "data" / "tflite"
 
 
 @pytest.fixture(scope="session")

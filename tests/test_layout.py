@@ -99,8 +99,9 @@ def test_heavy_imports_stay_where_they_belong(path):
         root = module.split(".")[0]
         if root in ("torch", "onnx", "onnxscript", "nncf"):
             assert relative(path).startswith(IMPORTED_BY_TORCH_FILES), f"{relative(path)} imports {module}"
-        if root in ("onnxruntime", "openvino", "tensorrt", "ai_edge_litert"):
-            assert relative(path) == f"runtimes/{root}.py"
+        if root in ("onnxruntime", "openvino", "tensorrt", "ai_edge_litert", "tflite_runtime"):
+            engine = {"ai_edge_litert": "tflite", "tflite_runtime": "tflite"}.get(root, root)
+            assert relative(path) == f"runtimes/{engine}.py"
             assert not top, f"{relative(path)} imports {module} before it is used"
 
 
@@ -125,6 +126,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 HEAVY = {"torch", "onnx", "onnxscript", "nncf", "onnxruntime", "openvino", "tensorrt", "faster_coco_eval"}
+HEAVY |= {"ai_edge_litert", "tflite_runtime"}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ DATASETS = {
             "MPI-INF-3DHP: MPJPE, 3DPCK, AUC",
             lifting=True,
         ),
+        DatasetRow("mocap", "edgepose.calibration.datasets.mocap:MocapPoses", "held-out 3D poses: MPJPE", lifting=True),
     )
 }
 PICTURES = tuple(kind for kind, row in DATASETS.items() if not row.lifting)

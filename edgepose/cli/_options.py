@@ -22,7 +22,12 @@ def engine_options(command: _F) -> _F:
         click.option(
             "--threads", type=click.IntRange(1, 256), help="Threads of one inference.  [default: the engine's choice]"
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto, cpu, cuda, gpu, npu, edgetpu or delegate:PATH: what the engine knows.",
+        ),
         click.option("--engine", help="Engine to run on.  [default: the first that runs the file]"),
     ):
         command = option(command)

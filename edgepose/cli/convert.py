@@ -24,12 +24,13 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
-@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino.")
+@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite.")
 @click.option(
     "--precision",
     default="fp32,int8",
     show_default=True,
-    help="By commas: fp32, int8; fp16 for openvino; or auto: the fastest here within --max-drop.",
+    help="By commas: fp32, int8; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the fastest here "
+    "within --max-drop.",
 )
 @click.option("--calib", type=PATH, help="COCO keypoint JSON, folder of images, or video; INT8 needs it.")
 @click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Crops to calibrate with.")
@@ -178,8 +179,14 @@ def _budget(max_drop: float | None, metric: str, data: Path | None, *, keep_fast
     return Budget(max_drop, opened, _BUDGET_PICTURES)
 
 
-_PACKAGES = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino",), "int8": ("nncf",)}
-"""What making a format or precision imports, beside torch and the ONNX that everything is made from."""
+_PACKAGES = {
+    "onnx": ("onnx", "onnxscript"),
+    "openvino": ("openvino",),
+    "tflite": ("litert_torch", "ai_edge_quantizer"),
+    "onnx-int8": ("nncf",),
+    "openvino-int8": ("nncf",),
+}
+"""What making a format or variant imports, beside torch and the ONNX that is always there to compare with."""
 
 
 def require_converters(variants: Sequence[str] = ()) -> None:
@@ -188,7 +195,7 @@ def require_converters(variants: Sequence[str] = ()) -> None:
     Raises:
         EngineUnavailable: A package is missing.
     """
-    parts = ["onnx", *(part for name in variants for part in name.split("-"))]
+    parts = ["onnx", *(part for name in variants for part in (name.partition("-")[0], name))]
     needed = dict.fromkeys(["torch", *(package for part in parts for package in _PACKAGES.get(part, ()))])
     missing = [name for name in needed if find_spec(name) is None]
     if missing:

@@ -15,14 +15,41 @@ if TYPE_CHECKING:
     from edgepose.bundle import Bundle
     from edgepose.types import ModelSpec
 
-__all__ = ["command"]
+__all__ = ["command", "print_origin", "print_spec", "read_origin"]
 
 
 @click.command("inspect")
 @click.argument("path", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, as_json: bool) -> None:
-    """Show the specification that a model FILE carries, or a BUNDLE's variants and provenance."""
+@click.option("--attach", type=PATH, help="Put this specification (JSON) into a .tflite file that has none.")
+@click.option("--output", type=PATH, help="With --attach: write here, and leave the file as it is.")
+@click.option("--force", is_flag=True, help="With --attach: replace what is there.")
+def command(path: Path, as_json: bool, attach: Path | None, output: Path | None, force: bool) -> None:
+    """Show the specification that a model FILE carries, or a BUNDLE's variants and provenance.
+
+    Of a .tflite file the operators are listed too, and those that would leave an INT8-only delegate (Edge TPU, NPU).
+
+    \b
+    edgepose inspect other.tflite --attach spec.json
+    """
+    from edgepose.cli._tflite import attach_spec, describe, print_description
+
+    if attach:
+        path = attach_spec(path, attach, output, force=force)
+    elif output or force:
+        raise click.UsageError("--output and --force go with --attach")
+    if path.suffix.lower() == ".tflite" and path.is_file():
+        described = describe(path)
+        if as_json:
+            click.echo(json.dumps(described, indent=2))
+        else:
+            print_description(path, described)
+    else:
+        _inspect(path, as_json)
+
+
+def _inspect(path: Path, as_json: bool) -> None:
+    """Show a model file by its engine, or a bundle."""
     from edgepose.bundle import Bundle
     from edgepose.runtimes.load import load
     from edgepose.types import ORIGIN_KEY
@@ -30,13 +57,13 @@ def command(path: Path, as_json: bool) -> None:
     if path.is_file():
         estimator = load(path, device="cpu", self_test=False)
         spec = estimator.spec
-        origin = _origin(estimator.engine.metadata.get(ORIGIN_KEY, "{}"))
+        origin = read_origin(estimator.engine.metadata.get(ORIGIN_KEY, "{}"))
         data: dict[str, Any] = {"file": str(path), "spec": json.loads(spec.to_json()), "origin": origin}
         if as_json:
             click.echo(json.dumps(data, indent=2))
         else:
-            _print_spec(spec, str(path))
-            _print_origin(origin)
+            print_spec(spec, str(path))
+            print_origin(origin)
         return
     bundle = Bundle.open(path)
     for name in bundle.files:
@@ -46,11 +73,12 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo((path / "manifest.json").read_text(encoding="utf-8"), nl=False)
     else:
-        _print_spec(bundle.spec, str(path))
+        print_spec(bundle.spec, str(path))
         _print_variants(bundle)
 
 
-def _print_spec(spec: ModelSpec, where: str) -> None:
+def print_spec(spec: ModelSpec, where: str) -> None:
+    """Print what a model takes and gives."""
     rows = [
         ("model", f"{spec.name} ({spec.task})"),
         ("input", f"{spec.input.name}  {spec.input.dtype} {_shape(spec.input.shape)}  RGB crops, 0-255"),
@@ -62,7 +90,8 @@ def _print_spec(spec: ModelSpec, where: str) -> None:
     print_table(where, ("<", "<"), rows)
 
 
-def _origin(text: str) -> dict[str, Any]:
+def read_origin(text: str) -> dict[str, Any]:
+    """Where a model file comes from, as it says; what cannot be read is under ``damaged``."""
     try:
         data = json.loads(text)
     except (RecursionError, ValueError):
@@ -70,7 +99,8 @@ def _origin(text: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {"damaged": text[:80]}
 
 
-def _print_origin(origin: dict[str, Any]) -> None:
+def print_origin(origin: dict[str, Any]) -> None:
+    """Print where a model file comes from."""
     facts = [(key, json.dumps(value)) for key, value in sorted(origin.items())]
     print_table("where it comes from", ("<", "<"), facts)
 

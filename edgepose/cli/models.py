@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgepose.assets import STARTER_MODEL
 from edgepose.cli._console import out, print_table, progress
 from edgepose.cli._options import PATH
 from edgepose.errors import EdgePoseError
@@ -36,7 +37,7 @@ def _download(row: ModelRow, folder: Path) -> Path:
     from edgepose.download import download
 
     if row.published is None:
-        raise EdgePoseError(f"{row.name}: has no published weights to download; its starter weights ship with edgepose")
+        raise EdgePoseError(f"{row.name}: has no published weights to download; {_own(row)}")
     with progress() as update:
         return download(
             row.published.url,
@@ -56,6 +57,7 @@ def _row(row: ModelRow) -> dict[str, Any]:
     return {
         "name": row.name,
         "parameters": row.parameters,
+        "task": row.task,
         "input_hw": row.input_hw,
         "skeleton": row.skeleton,
         "summary": row.summary,
@@ -74,17 +76,25 @@ def _print() -> None:
             (
                 row.name,
                 f"{row.parameters / 1e6:.2f}",
-                f"{row.input_hw[0]}x{row.input_hw[1]}",
+                f"{row.input_hw[0]}x{row.input_hw[1]}" if row.input_hw else "keypoints",
                 row.skeleton,
                 f"{p.gflops:.1f}" if p else None,
                 f"{p.ap_detected:.1f}" if p else None,
                 f"{p.ap_ground_truth:.1f}" if p else None,
             )
         )
-    columns = ("<model", "params M", "input HxW", "<joints", "GFLOPs", "AP det.", "AP gt")
+    columns = ("<model", "params M", "input", "<joints", "GFLOPs", "AP det.", "AP gt")
     caption = "AP: COCO val2017 as published, with detected and with ground-truth boxes; not measured by edgepose"
     print_table("registered models", columns, rows, caption)
     out.print("\nweights (edgepose models --download NAME)", style="bold")
     for row in MODELS.values():
         out.print(f"{row.name}: {row.summary}", soft_wrap=True)
-        out.print(f"  {row.published.url if row.published else 'ships with edgepose'}", soft_wrap=True)
+        out.print(f"  {row.published.url if row.published else _own(row)}", soft_wrap=True)
+
+
+def _own(row: ModelRow) -> str:
+    """Where the weights of a model of ours are from."""
+    ships = row.name == STARTER_MODEL
+    return (
+        "its starter weights ship with edgepose" if ships else f"train some: edgepose finetune none --model {row.name}"
+    )

@@ -46,33 +46,44 @@ class ModelRow:
         name: Public name.
         architecture: ``"module:Class"``; the class takes its ``Config`` dataclass.
         skeleton: Name of the joints' order.
-        input_hw: Height and width of a crop.
+        input_hw: Height and width of a crop; None for a model that takes keypoints.
         parameters: Number of torch parameters, as the authors count: with position embedding, without statistics.
         sizes: The remaining fields of ``Config``.
         published: The authors' figures, or None for a model of ours.
         summary: One line for people.
+        normalisation: How the keypoints that a lifting model takes are normalised; None for a model of pictures.
     """
 
     name: str
     architecture: str
     skeleton: str
-    input_hw: tuple[int, int]
+    input_hw: tuple[int, int] | None
     parameters: int
     sizes: Mapping[str, Any] = field(repr=False)
     published: Published | None = None
     summary: str = ""
+    normalisation: str | None = None
+
+    @property
+    def task(self) -> str:
+        """``pose2d`` or ``lift3d``."""
+        return self.spec.task
 
     @property
     def spec(self) -> ModelSpec:
         """The I/O contract of this model's artifacts."""
+        if self.input_hw is None:
+            return ModelSpec.lift3d(self.name, str(self.normalisation), self.skeleton)
         return ModelSpec.pose2d(self.name, self.input_hw, self.skeleton)
 
     def resized(self, input_hw: tuple[int, int]) -> ModelRow:
         """The same model for another crop size (height and width, multiples of 32).
 
         Raises:
-            EdgePoseError: The size does not divide.
+            EdgePoseError: The size does not divide, or the model takes no crops.
         """
+        if self.input_hw is None:
+            raise EdgePoseError(f"{self.name}: lifts keypoints and has no input size")
         if any(side < 32 or side % 32 for side in input_hw):
             raise EdgePoseError(
                 f"input size {input_hw[0]}x{input_hw[1]} does not fit {self.name}: "
@@ -84,10 +95,14 @@ class ModelRow:
         """A torch module with fresh weights, in evaluation mode."""
         module, _, name = self.architecture.partition(":")
         architecture = getattr(importlib.import_module(module), name)
-        joints = len(get_skeleton(self.skeleton).joints)
-        config = architecture.Config(joints=joints, input_hw=self.input_hw, **self.sizes)
-        model: nn.Module = architecture(config).eval()
+        model: nn.Module = architecture(architecture.Config(**self._contract(), **self.sizes)).eval()
         return model
+
+    def _contract(self) -> dict[str, Any]:
+        """The fields of ``Config`` that follow from what goes in and out."""
+        if self.input_hw is None:
+            return {"skeleton": self.skeleton}
+        return {"joints": len(get_skeleton(self.skeleton).joints), "input_hw": self.input_hw}
 
 
 def _transpose_r(name: str, layers: int, parameters: int, published: Published) -> ModelRow:
@@ -113,6 +128,19 @@ def _transpose_h(name: str, width: int, layers: int, parameters: int, published:
         sizes={"d_model": 2 * width, "feedforward": 4 * width, "heads": 1, "layers": layers, "width": width},
         published=published,
         summary=f"HRNet-S-W{width} stem, {layers} encoder layers",
+    )
+
+
+def _ampose(name: str, d_model: int, parameters: int) -> ModelRow:
+    return ModelRow(
+        name=name,
+        architecture="edgepose.models.ampose:AMPose",
+        skeleton="h36m17",
+        input_hw=None,
+        parameters=parameters,
+        sizes={"d_model": d_model, "layers": 5, "heads": 8},
+        summary=f"lifts 17 joints into space: 5 Transformer layers and 5 graph blocks, {d_model} wide",
+        normalisation="screen",
     )
 
 
@@ -149,6 +177,8 @@ _ROWS = (
         },
         summary="starter: half-width stem, 3 encoder layers",
     ),
+    _ampose("ampose-s", 128, 1_488_771),
+    _ampose("ampose-b", 256, 5_926_659),
 )
 
 MODELS: Mapping[str, ModelRow] = MappingProxyType({row.name: row for row in _ROWS})

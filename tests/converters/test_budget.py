@@ -78,7 +78,7 @@ def test_layers_that_are_float_already_are_not_ranked():
 def test_recipes_are_named_by_engine_and_survive_the_manifest():
     for name, recipe in RECIPES.items():
         assert name == recipe.name
-        assert name.split("-")[0] in ("onnxruntime", "openvino", "tensorrt")
+        assert name.split("-")[0] in ("onnxruntime", "openvino", "tensorrt", "tflite")
         assert recipe_from_dict(recipe.to_dict()) == recipe
     assert default_recipe("onnxruntime").name.startswith("onnxruntime-")
     with pytest.raises(ConversionError, match="unknown recipe 'fast'; known: onnxruntime-x86"):

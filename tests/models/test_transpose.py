@@ -33,7 +33,7 @@ def test_heatmaps_equal_the_reference(name, golden, deterministic_weights):
     np.testing.assert_allclose(heatmaps, golden(f"{name}.npz")["heatmaps"], atol=1e-4)
 
 
-@pytest.mark.parametrize("row", MODELS.values(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in MODELS.values() if row.task == "pose2d"], ids=lambda row: row.name)
 def test_a_row_says_what_its_model_is(row):
     model = row.build()
     assert sum(p.numel() for p in model.parameters()) == row.parameters
