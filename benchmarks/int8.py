@@ -41,7 +41,7 @@ from edgepose.models.registry import ModelRow, get_model
 from edgepose.runtimes.load import load_file, model_bytes
 from edgepose.runtimes.openvino import import_openvino
 
-VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8")
+VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "openvino-int8", "tflite-fp32", "tflite-int8")
 Crops = NDArray[np.uint8]
 Run = Callable[[Crops], NDArray[np.float32]]
 
@@ -117,7 +117,7 @@ def measure(name: str, calibration: Path, scratch: Path, arguments: argparse.Nam
     )
     default = scratch / "nncf-default.xml"
     save_openvino(nncf_default(model, row, calibrate, scratch), row.spec, default, fp16=False)
-    files = {v: next((scratch / "bundle").glob(f"{v}.[ox]*")) for v in VARIANTS} | {"nncf-default": default}
+    files = {v: next((scratch / "bundle").glob(f"{v}.[oxt]*")) for v in VARIANTS} | {"nncf-default": default}
     estimators = {v: load_file(path, threads=arguments.threads) for v, path in files.items()}
     torch.set_num_threads(arguments.threads)
     deployed = Deployed(model)
@@ -132,21 +132,20 @@ def measure(name: str, calibration: Path, scratch: Path, arguments: argparse.Nam
     comparison.add(answers, verify, tuple(map(str, range(len(verify)))))
     agreement = comparison.result()
     times = timed(runs, verify, arguments.rounds)
-    print(
-        f"{'':15} {'wall ms':>8} {'CPU ms':>7} {'x eager':>8} {'SNR dB':>7} {'mean OKS':>9} {'shift px':>9} {'MB':>6}"
-    )
+    print(f"{'':15} {'wall ms':>8} {'CPU ms':>7} {'x eager':>8} {'max abs':>8} {'SNR dB':>7} {'mean OKS':>9} {'MB':>6}")
     for variant, (wall, cpu) in times.items():
         a = agreement[variant]
         snr = f"{a.snr_db:.1f}" if math.isfinite(a.snr_db) else "inf"
         size = f"{model_bytes(files[variant]) / 1e6:6.1f}" if variant in files else ""
         speed = times["eager"][0] / wall
         print(
-            f"{variant:15} {wall:8.1f} {cpu:7.1f} {speed:8.2f} {snr:>7} {a.mean_oks:9.4f} {a.mean_shift_px:9.2f} {size}"
+            f"{variant:15} {wall:8.1f} {cpu:7.1f} {speed:8.2f} {a.max_abs_error:8.1e} {snr:>7} {a.mean_oks:9.4f} {size}"
         )
     ours, theirs = times["openvino-int8"][0], times["nncf-default"][0]
     print(
         f"OpenVINO INT8: {theirs / ours:.2f}x NNCF's defaults, {times['openvino-fp32'][0] / ours:.2f}x OpenVINO FP32; "
         f"onnxruntime INT8: {times['onnx-fp32'][0] / times['onnx-int8'][0]:.2f}x onnxruntime FP32; "
+        f"TFLite INT8: {times['tflite-fp32'][0] / times['tflite-int8'][0]:.2f}x TFLite FP32; "
         f"calibrated on {made.calibrated_on} crops, compared on {len(verify)} others",
         flush=True,
     )
