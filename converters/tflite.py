@@ -79,6 +79,7 @@ def export_tflite(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping
                 "use the versions of constraints.txt, and please report this"
             ) from error
     _separate_tables(exported)
+    _add_biases(exported)
     _rename(exported, deployed.model, spec)
     save_tflite(exported, spec, path, origin)
 
@@ -121,6 +122,16 @@ def _rename(model: Any, module: nn.Module, spec: ModelSpec) -> None:
         for signature in model.signatureDefs or []:
             for row in getattr(signature, side):
                 row.name = end.encode()
+
+
+def _add_biases(model: Any) -> None:
+    """Give linear layers without a bias one of zeros: in INT8 tflite-runtime 2.14 crashes without on ARM."""
+    graph = model.subgraphs[0]
+    for op, name in zip(graph.operators, operator_names(model), strict=True):
+        if name == "FULLY_CONNECTED" and (len(op.inputs) < 3 or op.inputs[2] < 0):
+            count = graph.tensors[op.inputs[1]].shape[0]
+            bias = add_tensor(model, (count,), np.zeros(count, np.float32).tobytes())
+            op.inputs = [*op.inputs[:2], bias]
 
 
 def _separate_tables(model: Any) -> None:

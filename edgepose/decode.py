@@ -132,7 +132,7 @@ def _blurred_stencil(maps: Floats, rows: Indices, x: Indices, y: Indices) -> Flo
     _, h, w = maps.shape
     offsets, inside_x, inside_y = _patch_tables(h, w)
     start = (rows * h + y) * w + x
-    patches = maps.take(start[:, None, None] + offsets, mode="clip")
+    patches = maps.take((start[:, None, None] + offsets).astype(np.intp, copy=False), mode="clip")
     patches *= inside_x[x][:, None, :]  # what lies outside the map is black, whatever stands there in memory
     patches *= inside_y[y][:, :, None]
     return np.asarray(patches.reshape(len(rows), -1) @ _PATCH_BLUR)

@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -36,6 +37,7 @@ DELEGATES = {
 }
 """Device -> libraries that are tried in turn, by the names under which their makers install them."""
 
+_ARM = ("aarch64", "arm64", "armv7l", "armv8l")
 _BY_PATH = "delegate:"
 _INT8_ONLY = ("npu", "edgetpu")
 _CHATTER = ("INFO:", "VERBOSE:", "WARNING: Attempting to use a delegate")
@@ -239,13 +241,26 @@ def _read(path: Path, library: TfliteLibrary) -> TfliteModel:
         model = read_tflite(path)
     except BundleError as error:
         raise EngineError(str(error)) from None
-    wrong = sum(op.name == "FULLY_CONNECTED" and op.dynamic_range for op in model.operators)
-    if wrong and library.package == "tflite-runtime":
+    if library.package == "tflite-runtime":
+        _refuse_what_goes_wrong(model, path, library.version)
+    return model
+
+
+def _refuse_what_goes_wrong(model: TfliteModel, path: Path, number: str) -> None:
+    """Raises EngineError where tflite-runtime would compute something wrongly, or crash."""
+    linear = [op for op in model.operators if op.name == "FULLY_CONNECTED"]
+    wrong = sum(op.dynamic_range for op in linear)
+    if wrong:
         raise EngineError(
             f"{path}: {wrong} FULLY_CONNECTED operators with INT8 weights and float activations (dynamic range), which "
-            f"tflite-runtime {library.version} computes wrongly without a word: use ai-edge-litert, or another variant"
+            f"tflite-runtime {number} computes wrongly without a word: use ai-edge-litert, or another variant"
         )
-    return model
+    bare = sum(len(op.inputs) < 3 and op.inputs[0].dtype == "int8" for op in linear)
+    if bare and platform.machine() in _ARM:
+        raise EngineError(
+            f"{path}: {bare} INT8 FULLY_CONNECTED operators without a bias, on which tflite-runtime {number} crashes "
+            "on ARM: use ai-edge-litert, or convert again with edgepose, which adds biases"
+        )
 
 
 def _load_delegate(library: TfliteLibrary, device: str) -> Any:

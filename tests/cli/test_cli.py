@@ -222,7 +222,7 @@ def test_an_interrupt_that_a_library_turns_into_another_error(tmp_path):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, stop):
-    command = [sys.executable, "-m", "edgepose", "convert", "--random", "--model", "transpose-r-a3", "-o", "bundle"]
+    command = [sys.executable, "-m", "edgepose", "convert", "--random", "--model", STARTER_MODEL, "-o", "bundle"]
     process = subprocess.Popen(
         [*command, "--calib", str(SAMPLE_CLIP)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -262,7 +262,14 @@ def test_a_lifting_model_is_refused_in_one_line(tmp_path):
 def test_half_precision_passes_the_same_gate(checkpoint, tmp_path):
     pytest.importorskip("openvino", reason="openvino is not installed")
     with pytest.raises(GateError, match=r"openvino-fp16 loses 0\.00 points, 0 are allowed: there is no way round"):
-        convert(checkpoint, tmp_path / "b", ["openvino-fp16"], calibration=SAMPLE_CLIP, budget=Budget(0.0))
+        convert(
+            checkpoint,
+            tmp_path / "b",
+            ["openvino-fp16"],
+            calibration=SAMPLE_CLIP,
+            calibration_size=8,
+            budget=Budget(0.0),
+        )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(GateError, match="no variant keeps within the budget: openvino-fp16 is left out"):
         convert(
@@ -270,6 +277,7 @@ def test_half_precision_passes_the_same_gate(checkpoint, tmp_path):
             tmp_path / "b",
             ["openvino-fp16"],
             calibration=SAMPLE_CLIP,
+            calibration_size=8,
             budget=Budget(0.0),
             keep_fastest=True,
         )

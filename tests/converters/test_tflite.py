@@ -102,6 +102,14 @@ def test_what_is_8_bit_and_what_is_float(bundle):
     assert set(dtypes(bundle.path / "tflite-int8-16x8.tflite", "FULLY_CONNECTED")) == {"int16"}
 
 
+def test_linear_layers_have_a_bias(bundle):
+    """In INT8 tflite-runtime 2.14 crashes without one on ARM; in INT16 it is wrong with one of zeros."""
+    for variant in bundle.variants:
+        operators = read_tflite(bundle.path / variant.file).operators
+        biased = [len(op.inputs) == 3 for op in operators if op.name == "FULLY_CONNECTED"]
+        assert all(biased) == (variant.name != "tflite-int8-16x8")
+
+
 def test_everything_runs_in_one_piece_on_xnnpack(bundle):
     for variant in ("tflite-fp32", "tflite-fp16", "tflite-int8"):
         assert load(bundle.path, variant=variant).engine.placement()["CPU"] == 1  # the cast from uint8

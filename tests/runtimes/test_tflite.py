@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,19 @@ def test_tflite_runtime_refuses_what_it_computes_wrongly(tiny, monkeypatch, libr
     ):
         TfliteEngine(tiny / "dynamic.tflite")
     assert TfliteEngine(tiny / "int8.tflite").outputs
+
+
+def test_tflite_runtime_refuses_what_it_crashes_on(tiny, monkeypatch, library):
+    """INT8 linear layers without a bias, on ARM: tests/arm met the crash."""
+    old, whole = TfliteLibrary("tflite-runtime", "2.14.0", library.module), tflite.read_tflite(tiny / "int8.tflite")
+    bare = [replace(op, inputs=op.inputs[:2]) if op.name == "FULLY_CONNECTED" else op for op in whole.operators]
+    monkeypatch.setattr(tflite, "import_tflite", lambda: old)
+    monkeypatch.setattr(tflite, "read_tflite", lambda path: replace(whole, operators=tuple(bare)))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert TfliteEngine(tiny / "int8.tflite").outputs
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(EngineError, match="1 INT8 FULLY_CONNECTED operators without a bias, on which tflite-runtime 2"):
+        TfliteEngine(tiny / "int8.tflite")
 
 
 @pytest.fixture
