@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgepose.errors import EngineError
 from edgepose.types import TensorSpec
 
-__all__ = ["Arrays", "joined", "ordered"]
+__all__ = ["Arrays", "check_free", "joined", "ordered"]
 
 Arrays = Sequence[NDArray[Any]]
 """One array per tensor, in the model's order."""
+
+
+def check_free(specs: Sequence[TensorSpec], path: Path) -> None:
+    """Check that tensors are all of one batch size and free in nothing else: what static shapes need.
+
+    Raises:
+        EngineError: They are not.
+    """
+    for spec in specs:
+        if not spec.shape or None in spec.shape[1:] or spec.shape[0] != specs[0].shape[0]:
+            raise EngineError(f"{path}: {spec.name} is {spec.shape}, where only the batch may be free: convert again")
 
 
 def ordered(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> Arrays:

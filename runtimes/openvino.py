@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
-from edgepose.runtimes.batches import Arrays, joined, ordered
+from edgepose.runtimes.batches import Arrays, check_free, joined, ordered
 from edgepose.types import TensorSpec
 
 __all__ = ["MODES", "OpenVinoEngine", "Pending", "import_openvino", "usage_statistics_blocked"]
@@ -327,9 +327,7 @@ def _checked(inputs: tuple[TensorSpec, ...], path: Path) -> tuple[TensorSpec, ..
     Raises:
         EngineError: They are not.
     """
-    for spec in inputs:
-        if not spec.shape or None in spec.shape[1:] or spec.shape[0] != inputs[0].shape[0]:
-            raise EngineError(f"{path}: {spec.name} is {spec.shape}, where only the batch may be free: convert again")
+    check_free(inputs, path)
     return inputs
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import BundleError, EngineError, EngineUnavailable
-from edgepose.runtimes.batches import Arrays, joined, ordered
+from edgepose.runtimes.batches import Arrays, check_free, joined, ordered
 from edgepose.runtimes.tflite_file import TfliteModel, read_tflite, tensor_specs
 from edgepose.runtimes.tflite_ops import int8_readiness
 from edgepose.types import TensorSpec
@@ -321,9 +321,7 @@ def _checked(
     Raises:
         EngineError: They are not, or there are none.
     """
-    for spec in (*inputs, *outputs):
-        if not spec.shape or None in spec.shape[1:] or spec.shape[0] != inputs[0].shape[0]:
-            raise EngineError(f"{path}: {spec.name} is {spec.shape}, where only the batch may be free: convert again")
+    check_free((*inputs, *outputs), path)
     if not (inputs and outputs):
         raise EngineError(f"{path}: has no inputs or no outputs: convert again")
     return inputs, outputs
