@@ -77,7 +77,7 @@ class Row:
     name: str
     what: str
     model: AMPoseConfig | float | None  # a configuration, the dropout of an MLP, or the mean pose
-    normalisation: str = "screen"
+    normalisation: str = "bbox"
 
 
 ROWS = (
@@ -92,7 +92,7 @@ ROWS = (
     Row("plain+plain", "GCN block without a residual", replace(CONFIG, gcn="plain+plain")),
     Row("residual+residual", "GCN block with two residuals", replace(CONFIG, gcn="residual+residual")),
     Row("residual", "one graph convolution with a residual", replace(CONFIG, gcn="residual")),
-    Row("alternating-bbox", "AMPose with keypoints normalised by their box", CONFIG, "bbox"),
+    Row("alternating-screen", "AMPose with keypoints as parts of the picture", CONFIG, "screen"),
 )
 
 

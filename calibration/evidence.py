@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Accuracy", "Agreement", "Bin", "Exhibit", "Validation", "VariantEvidence", "evidence_dict"]
+__all__ = [
+    "Accuracy",
+    "Agreement",
+    "Bin",
+    "Exhibit",
+    "LiftAgreement",
+    "LiftEvidence",
+    "LiftValidation",
+    "Validation",
+    "VariantEvidence",
+    "evidence_dict",
+]
 
 
 @dataclass(frozen=True)
@@ -215,6 +226,100 @@ class Validation:
         """How much worse a row is than the baseline: points or mm, or NaN; 100 (1 - mean OKS) without labels."""
         if row.accuracy is None:
             return 100 * (1 - row.agreement.mean_oks)
+        base = self.base
+        return math.nan if base is None or base.accuracy is None else base.accuracy.drop_of(row.accuracy)
+
+
+@dataclass(frozen=True)
+class LiftAgreement:
+    """How far one variant's poses in space are from the baseline's, for the same 2D keypoints or pictures.
+
+    Attributes:
+        poses: How many are compared.
+        mean_mm, p95_mm: Mean and 95th percentile of the joints' distance, millimetres.
+        worst_mm: Mean distance of the joints of the pose that differs most.
+        joint_mm: Joint name -> mean distance.
+        percentiles_mm: 101 values: the 0th to 100th percentile of the distance.
+        max_abs_error: Largest difference of any coordinate, metres.
+        snr_db: Power of the baseline's coordinates over that of the difference, decibels; infinite where equal.
+    """
+
+    poses: int
+    mean_mm: float
+    p95_mm: float
+    worst_mm: float
+    joint_mm: Mapping[str, float]
+    percentiles_mm: tuple[float, ...]
+    max_abs_error: float
+    snr_db: float
+
+
+@dataclass(frozen=True)
+class LiftEvidence:
+    """One variant of a lifting model, or of a chain of a 2D model and a lifting model.
+
+    Attributes:
+        variant: Its name; of a chain, ``<2D variant> > <3D variant>``.
+        engine: Engine and device; of a chain, those of both.
+        accuracy: Against truth in space, or None without.
+        agreement: With the baseline (the baseline's own is exact).
+        seconds: Wall time in the engines over all poses.
+        megabytes: Size of its files, where known.
+        latency_ms: Median of one pose alone, interleaved with the other variants, where it was measured.
+        shift_px: Of a chain: mean distance of the 2D joints from the baseline's, picture pixels.
+    """
+
+    variant: str
+    engine: str
+    accuracy: Accuracy | None
+    agreement: LiftAgreement
+    seconds: float
+    megabytes: float | None = None
+    latency_ms: float | None = None
+    shift_px: float | None = None
+
+
+@dataclass(frozen=True)
+class LiftValidation:
+    """What was measured of a lifting model or of a chain, and on what.
+
+    Attributes:
+        kind: Kind of data, for instance ``mocap``; ``chain on video`` and the like for a chain.
+        data: The file or folder.
+        data_sha256: File name -> hash of the files that pin the data; empty for a folder of pictures.
+        keypoints: Where the 2D keypoints are from, for people.
+        skeleton: Name of the lifting model's skeleton.
+        baseline: The variant that the others are compared with.
+        flip: Whether answers are averaged with those for the mirrored pose.
+        poses: How many poses were measured.
+        skipped: Pictures that could not be read, and people who could not be lifted, in words.
+        rows: One per variant that ran.
+        failed: Variant -> why it did not run, or not to the end: it is broken.
+        absent: Variant -> which engine or device it needs that this machine does not have.
+    """
+
+    kind: str
+    data: str
+    data_sha256: Mapping[str, str]
+    keypoints: str
+    skeleton: str
+    baseline: str
+    flip: bool
+    poses: int
+    skipped: tuple[str, ...]
+    rows: tuple[LiftEvidence, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def base(self) -> LiftEvidence | None:
+        """The baseline's row; None where it is not among them."""
+        return next((row for row in self.rows if row.variant == self.baseline), None)
+
+    def drop_of(self, row: LiftEvidence) -> float:
+        """Millimetres that a row is worse than the baseline: of MPJPE, or without truth of the mean distance."""
+        if row.accuracy is None:
+            return row.agreement.mean_mm
         base = self.base
         return math.nan if base is None or base.accuracy is None else base.accuracy.drop_of(row.accuracy)
 

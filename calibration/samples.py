@@ -39,7 +39,8 @@ class CropSet:
         kind: Kind of data set.
         seed: Seed of the selection.
         asked: How many crops were asked for.
-        rows: One per crop: file (name, with the frame number in a video), region, SHA-256 of the crop's pixels.
+        rows: One per crop: file (name, with the frame number in a video), region, size of the picture, SHA-256 of the
+            crop's pixels.
         skipped: Files that could not be read, each once.
         duplicates: Candidates that were left out because they show what another one shows.
         without_person: How many of the crops show nobody whom the model recognises.
@@ -204,6 +205,7 @@ def _crop(candidate: _Candidate, spec: ModelSpec, find: FindRegion) -> _Crop:
     row: dict[str, object] = {
         "file": candidate.name,
         "region": [round(float(v), 2) for v in region[0]],
+        "image_wh": [image.shape[1], image.shape[0]],
         "sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
     }
     return _Crop(pixels, row, score, person)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,13 +14,13 @@ from edgepose.calibration.agreement import Comparison
 from edgepose.calibration.datasets.base import Image, Picture, PictureData, Scorer
 from edgepose.calibration.evidence import Validation, VariantEvidence
 from edgepose.calibration.metrics import drop_interval
+from edgepose.calibration.reading import RegionFinder, read_ahead
 from edgepose.errors import DatasetError, EngineError
 from edgepose.files import sha256_file
 from edgepose.geometry import regions_from_boxes, scale_and_shift
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
-from edgepose.tracking import looks_like_a_person, next_region
-from edgepose.types import Engine, Poses
+from edgepose.types import Engine
 
 __all__ = ["validate"]
 
@@ -62,9 +60,7 @@ def validate(
     total = min(limit or len(data), len(data))
     with _Cpu() as cpu:
         run = _Run(estimators, data, baseline, flip, batch, cpu)
-        for done, (picture, image, read_s) in enumerate(
-            _read_ahead(data.pictures(limit), workers, _is_video(data)), start=1
-        ):
+        for done, (picture, image, read_s) in enumerate(read_ahead(data, limit, workers), start=1):
             cpu.readers += read_s
             run.add(picture, image)
             progress(done, total)
@@ -132,7 +128,7 @@ class _Run:
         self._scorers: dict[str, Scorer] = {name: scorer for name, scorer in scorers.items() if scorer is not None}
         self._comparison = Comparison(self.spec, tuple(self.estimators), self.baseline)
         self._seconds = dict.fromkeys(self.estimators, 0.0)
-        self._finder = _RegionFinder(self._running[self.baseline])
+        self._finder = RegionFinder(self._running[self.baseline])
         self._clips: dict[tuple[int, int], int] = {}
 
     def add(self, picture: Picture, image: Image | None) -> None:
@@ -222,11 +218,6 @@ class _Run:
 _Answer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
-def _is_video(data: PictureData) -> bool:
-    first = next(iter(data.pictures(1)), None)
-    return first is not None and first.clip is not None
-
-
 def _joined(answers: list[_Answer]) -> _Answer:
     keypoints, scores = zip(*answers, strict=True)
     return np.concatenate(keypoints), np.concatenate(scores)
@@ -260,52 +251,3 @@ class _TimedEngine:
     def close(self) -> None:
         """See :class:`edgepose.types.Engine`."""
         self._engine.close()
-
-
-class _RegionFinder:
-    """Where to crop pictures without boxes: a search by the baseline, and within a clip its last pose."""
-
-    def __init__(self, estimator: Estimator) -> None:
-        self._estimator = estimator
-        self._clip: int | None = None
-        self._region: Regions | None = None
-
-    def __call__(self, picture: Picture, image: Image) -> Regions:
-        """The region (1, 4) of a picture."""
-        if self._region is not None and picture.clip is not None and picture.clip == self._clip:
-            return self._region
-        return self._estimator.best_region(image)[0]
-
-    def follow(self, picture: Picture, keypoints_xy: NDArray[np.float32], scores: NDArray[np.float32]) -> None:
-        """Tell what the baseline found there."""
-        spec = self._estimator.spec
-        poses = Poses(keypoints_xy, scores, np.zeros((len(scores), 4), np.float32), spec.skeleton)
-        person = len(poses) > 0 and bool(looks_like_a_person(poses, spec, followed=True)[0])
-        self._region = next_region(poses, 0, spec) if person else None
-        self._clip = picture.clip
-
-
-_Read = tuple[Picture, Image | None, float]
-
-
-def _read_ahead(pictures: Iterable[Picture], workers: int, video: bool) -> Iterator[_Read]:
-    """Pictures in order, their pixels, and the CPU seconds that reading took; only a few are in memory at a time.
-
-    One thread reads a video: several would make it seek back and forth.
-    """
-    waiting: deque[Future[_Read]] = deque()
-    with ThreadPoolExecutor(1 if video else workers, thread_name_prefix="read") as pool:
-        for picture in pictures:
-            waiting.append(pool.submit(_read, picture))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _read(picture: Picture) -> _Read:
-    """Pictures in which nobody is to be cropped are not read: an empty image stands for them."""
-    start = time.thread_time()
-    nobody = picture.boxes_xywh is not None and not len(picture.boxes_xywh)
-    image = np.zeros((1, 1, 3), np.uint8) if nobody else picture.read()
-    return picture, image, time.thread_time() - start

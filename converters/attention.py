@@ -18,7 +18,7 @@ from edgepose.runtimes.openvino import import_openvino
 
 __all__ = ["fragile_products"]
 
-_CROPS = 8  # of the calibration set: each needs all attention maps of the model in memory
+_SAMPLES = 8  # of the calibration set: each needs all attention maps of the model in memory
 _ENOUGH_DB = 40.0
 """Ten times better than a whole INT8 model is against FP32: products that keep this do not show in its answers."""
 
@@ -60,12 +60,12 @@ def _rounded(x: NDArray[np.float32], step: float) -> NDArray[np.float32]:
     return rounded
 
 
-def fragile_products(model: Any, crops: NDArray[np.uint8]) -> list[str]:
+def fragile_products(model: Any, samples: NDArray[Any]) -> list[str]:
     """Names of the products of softmax with values that lose too much in 8 bits.
 
     Args:
-        model: An ``openvino.Model`` in FP32 with the contract's ``image`` input; it stays as it is.
-        crops: (N, H, W, 3) uint8 RGB; a few of them are used.
+        model: An ``openvino.Model`` in FP32 behind the contract; it stays as it is.
+        samples: (N, ...) inputs of the model; a few of them are used.
 
     Returns:
         Names of ``MatMul`` nodes, in the order of the graph.
@@ -75,13 +75,13 @@ def fragile_products(model: Any, crops: NDArray[np.uint8]) -> list[str]:
     if not products:
         return []
     request = import_openvino().Core().compile_model(probed, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    chosen = crops[:_CROPS, None]
-    for crop in chosen:
-        answers = request(crop)
+    chosen = samples[:_SAMPLES, None]
+    for sample in chosen:
+        answers = request(sample)
         for product in products:
             product.see(answers)
-    for crop in chosen:
-        answers = request(crop)
+    for sample in chosen:
+        answers = request(sample)
         for product in products:
             product.compare(answers)
     return [product.name for product in products if not product.decibels >= _ENOUGH_DB]

@@ -9,27 +9,42 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.calibration.agreement import Comparison
-from edgepose.calibration.datasets.base import PictureData
+from edgepose.calibration.datasets.base import LiftingData, PictureData
+from edgepose.calibration.lifting import validate_lifting
+from edgepose.calibration.metrics_3d import joint_errors_mm
 from edgepose.calibration.validate import validate
 from edgepose.converters.recipes import Recipe
 from edgepose.errors import GateError
-from edgepose.pipeline import Estimator
+from edgepose.model import LoadedModel
 from edgepose.runtimes.latency import measure_latency
 
-__all__ = ["Attempt", "Budget", "Judge", "Search", "Sensitivity", "blocks_of", "meet_budget", "rank_blocks"]
+__all__ = [
+    "Attempt",
+    "Budget",
+    "Judge",
+    "LiftJudge",
+    "PictureJudge",
+    "Search",
+    "Sensitivity",
+    "blocks_of",
+    "meet_budget",
+    "rank_blocks",
+]
 
-Make = Callable[[Recipe], Estimator]
+Make = Callable[[Recipe], LoadedModel]
 """Quantizes by a recipe and loads the result."""
-DropOf = Callable[[Estimator], float]
-"""How many points an estimator loses against FP32."""
+DropOf = Callable[[LoadedModel], float]
+"""How much a model loses against FP32: points or millimetres."""
 Progress = Callable[[int, int], None]
 
 _BLOCK = re.compile(r"^(?:[A-Za-z_]\w*\.)*?[A-Za-z_]\w*\.\d+|^\w+")
@@ -37,7 +52,7 @@ _BLOCK = re.compile(r"^(?:[A-Za-z_]\w*\.)*?[A-Za-z_]\w*\.\d+|^\w+")
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One block: its layers, and the points that are lost when it alone is INT8."""
+    """One block: its layers, and the points (or millimetres) that are lost when it alone is INT8."""
 
     block: str
     layers: tuple[str, ...]
@@ -46,15 +61,16 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One model of the search: the blocks in float, the points lost, and the median milliseconds of one crop."""
+    """One model of the search: the blocks in float, what is lost in ``unit``, and median milliseconds of one sample."""
 
     float_blocks: tuple[str, ...]
     drop: float
     latency_ms: float
+    unit: str = "points"
 
     def __str__(self) -> str:
         blocks = ", ".join(self.float_blocks)
-        return f"with {blocks} in float it loses {self.drop:.2f} points and takes {self.latency_ms:.1f} ms"
+        return f"with {blocks} in float it loses {self.drop:.2f} {self.unit} and takes {self.latency_ms:.1f} ms"
 
 
 @dataclass(frozen=True)
@@ -71,46 +87,83 @@ class Budget:
     """What may be lost against FP32.
 
     Attributes:
-        max_drop: Points of the labels' metric, or of agreement (100 (1 - mean OKS)) without labels.
-        data: Labelled pictures to measure on; without them, agreement on the crops held back from calibration.
-        limit: At most so many of those pictures.
+        max_drop: Points of the labels' metric, or of agreement (100 (1 - mean OKS)) without labels; of a lifting
+            model millimetres, of MPJPE or of the mean distance from FP32.
+        data: Labelled pictures, or poses with their truth, to measure on; without them, agreement on the samples held
+            back from calibration.
+        limit: At most so many of those pictures, or clips.
     """
 
     max_drop: float
-    data: PictureData | None = None
+    data: PictureData | LiftingData | None = None
     limit: int | None = None
 
 
-class Judge:
-    """Measures what estimators lose against FP32, whose answers are kept."""
+class Judge(ABC):
+    """Measures what variants lose against FP32, whose answers are kept.
 
-    def __init__(self, fp32: Estimator, crops: NDArray[np.uint8], budget: Budget) -> None:
+    Attributes:
+        max_drop: What may be lost.
+        unit: Of that: ``points`` or ``mm``.
+    """
+
+    unit = "points"
+
+    def __init__(self, fp32: LoadedModel, samples: NDArray[Any], budget: Budget) -> None:
         self.max_drop = budget.max_drop
         self._budget = budget
         self._fp32 = fp32
-        self._crops = crops
-        self._answers = [fp32.heatmaps(crop[None]) for crop in crops] if budget.data is None else []
+        self._samples = samples
+        self._answers = [fp32.infer(sample[None]) for sample in samples] if budget.data is None else []
 
-    def drop_of(self, estimator: Estimator) -> float:
-        """Points that are lost."""
+    def drop_of(self, model: LoadedModel) -> float:
+        """What is lost, in ``unit``."""
         if self._budget.data is None:
-            return self._disagreement(estimator)
-        pair = {"fp32": self._fp32, "candidate": estimator}
-        found = validate(pair, self._budget.data, baseline="fp32", limit=self._budget.limit)
+            return self._disagreement(model)
+        return self._lost({"fp32": self._fp32, "candidate": model}, self._budget.data)
+
+    def latency_of(self, model: LoadedModel) -> float:
+        """Median milliseconds of one sample."""
+        (row,) = measure_latency({"candidate": model}, iterations=15, warmup=3)
+        return row.infer_ms
+
+    @abstractmethod
+    def _disagreement(self, model: LoadedModel) -> float:
+        """Without labels."""
+
+    @abstractmethod
+    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
+        """By labels: how much worse ``candidate`` is than ``fp32``; infinite where it does not run."""
+
+
+class PictureJudge(Judge):
+    """Of 2D models."""
+
+    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
+        found = validate(pair, data, baseline="fp32", limit=self._budget.limit)
         row = next((row for row in found.rows if row.variant == "candidate"), None)
         return math.inf if row is None else found.drop_of(row)
 
-    def latency_of(self, estimator: Estimator) -> float:
-        """Median milliseconds of one crop."""
-        (row,) = measure_latency({"candidate": estimator}, iterations=15, warmup=3)
-        return row.infer_ms
-
-    def _disagreement(self, estimator: Estimator) -> float:
-        comparison = Comparison(estimator.spec, ("fp32", "candidate"), "fp32")
+    def _disagreement(self, model: LoadedModel) -> float:
+        comparison = Comparison(model.spec, ("fp32", "candidate"), "fp32")
         for i, answer in enumerate(self._answers):
-            crop = self._crops[i : i + 1]
-            comparison.add({"fp32": answer, "candidate": estimator.heatmaps(crop)}, crop, ("",))
+            crop = self._samples[i : i + 1]
+            comparison.add({"fp32": answer, "candidate": model.infer(crop)}, crop, ("",))
         return 100 * (1 - comparison.result()["candidate"].mean_oks)
+
+
+class LiftJudge(Judge):
+    """Of lifting models."""
+
+    unit = "mm"
+
+    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
+        found = validate_lifting(pair, data, baseline="fp32", flip=False, limit=self._budget.limit)
+        row = next((row for row in found.rows if row.variant == "candidate"), None)
+        return math.inf if row is None else found.drop_of(row)
+
+    def _disagreement(self, model: LoadedModel) -> float:
+        return float(joint_errors_mm(np.concatenate(self._answers), model.infer(self._samples)).mean())
 
 
 def blocks_of(layers: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -139,16 +192,16 @@ def rank_blocks(
         make: Quantizes by a recipe and loads the result.
         recipe: How; layers that it leaves in float already are not ranked.
         layers: All layers that can be quantized (``quantize.linear_layers``).
-        drop_of: Measures the points that an estimator loses.
+        drop_of: Measures what a model loses.
         progress: Told how many blocks are done, and out of how many.
     """
     blocks = blocks_of([layer for layer in layers if layer not in recipe.float_layers])
     ranking = []
     for done, (block, members) in enumerate(blocks.items(), start=1):
         alone = recipe.with_float(layer for layer in layers if layer not in members)
-        estimator = make(alone)
-        ranking.append(Sensitivity(block, members, drop_of(estimator)))
-        estimator.close()
+        model = make(alone)
+        ranking.append(Sensitivity(block, members, drop_of(model)))
+        model.close()
         progress(done, len(blocks))
     return sorted(ranking, key=lambda row: -row.drop)
 
@@ -157,9 +210,7 @@ def meet_budget(
     make: Make,
     recipe: Recipe,
     ranking: Sequence[Sensitivity],
-    drop_of: DropOf,
-    latency_of: Callable[[Estimator], float],
-    max_drop: float,
+    judge: Judge,
     log: Callable[[Attempt], None] = lambda attempt: None,
 ) -> Search:
     """Put blocks back to float, worst first, as few as keep the budget.
@@ -171,9 +222,7 @@ def meet_budget(
         make: Quantizes by a recipe and loads the result.
         recipe: The one that misses the budget.
         ranking: From :func:`rank_blocks`.
-        drop_of: Measures the points that an estimator loses.
-        latency_of: Measures milliseconds.
-        max_drop: The points that may be lost.
+        judge: Measures, and knows what may be lost.
         log: Told about each attempt.
 
     Raises:
@@ -183,21 +232,21 @@ def meet_budget(
 
     def keeps(count: int) -> bool:
         if count not in attempts:
-            estimator = make(_with_float(recipe, ranking[:count]))
+            model = make(_with_float(recipe, ranking[:count]))
             blocks = tuple(row.block for row in ranking[:count])
-            attempts[count] = Attempt(blocks, drop_of(estimator), latency_of(estimator))
+            attempts[count] = Attempt(blocks, judge.drop_of(model), judge.latency_of(model), judge.unit)
             log(attempts[count])
-            estimator.close()
-        return attempts[count].drop <= max_drop
+            model.close()
+        return attempts[count].drop <= judge.max_drop
 
     most = len(ranking) - 1
     kept = next((count for count in _doubled(most) if keeps(count)), None)
     if kept is None:
         best = min((attempt.drop for attempt in attempts.values()), default=float("nan"))
         raise GateError(
-            f"INT8 cannot keep within {max_drop:g} points: the best of {len(attempts)} attempts loses {best:.2f}, "
-            f"the last with {most} of {len(ranking)} blocks in float: allow more, calibrate on other pictures, or "
-            "ship the float model"
+            f"INT8 cannot keep within {judge.max_drop:g} {judge.unit}: the best of {len(attempts)} attempts loses "
+            f"{best:.2f}, the last with {most} of {len(ranking)} blocks in float: allow more, calibrate on other "
+            "samples, or ship the float model"
         )
     missed = max((count for count in attempts if count < kept), default=0)
     while kept - missed > 1:

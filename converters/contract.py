@@ -1,18 +1,34 @@
-"""The I/O contract in torch: uint8 RGB crops in, raw heatmaps out, normalisation inside the graph."""
+"""The I/O contract in torch: what goes into a deployed model and what comes out of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Deployed"]
+from edgepose.types import ModelSpec
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Deployed", "DeployedLifter", "deployed", "example_input"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def deployed(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """A model behind the contract of its task, in evaluation mode."""
+    return Deployed(model) if spec.task == "pose2d" else DeployedLifter(model)
+
+
+def example_input(spec: ModelSpec, batch: int) -> Tensor:
+    """Zeros of the shape and dtype that a deployed model takes."""
+    shape = [int(side or 0) for side in spec.input.shape[1:]]
+    return torch.zeros((batch, *shape), dtype=getattr(torch, spec.input.dtype))
+
+
 class Deployed(nn.Module):
-    """A pose model behind the contract: image (N, H, W, 3) uint8 RGB -> heatmaps (N, K, H / 4, W / 4) float32."""
+    """A 2D model: image (N, H, W, 3) uint8 RGB -> heatmaps (N, K, H / 4, W / 4) float32.
+
+    Normalisation by mean and deviation of each colour is inside.
+    """
 
     scale: Tensor
     shift: Tensor
@@ -29,3 +45,17 @@ class Deployed(nn.Module):
         """See the class."""
         heatmaps: Tensor = self.model(image.permute(0, 3, 1, 2).float() * self.scale + self.shift)
         return heatmaps
+
+
+class DeployedLifter(nn.Module):
+    """A lifting model: keypoints (N, K, 2) float32, normalised -> keypoints_xyz (N, K, 3) float32 metres."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, keypoints: Tensor) -> Tensor:
+        """See the class."""
+        xyz: Tensor = self.model(keypoints)
+        return xyz

@@ -12,39 +12,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgepose import bundle as bundles
 from edgepose.bundle import BundleWriter, Golden, Variant, parse_variant
-from edgepose.calibration.agreement import Comparison, compare_on_crops
-from edgepose.calibration.datasets.base import PictureData
-from edgepose.calibration.datasets.registry import open_pictures
-from edgepose.calibration.evidence import Agreement
-from edgepose.calibration.samples import MIN_SAMPLES, CropSet, collect
+from edgepose.calibration.evidence import Agreement, LiftAgreement
 from edgepose.converters import records
 from edgepose.converters.budget import Budget, Judge, meet_budget, rank_blocks
 from edgepose.converters.checkpoint import Checkpoint
-from edgepose.converters.contract import Deployed
+from edgepose.converters.contract import deployed
 from edgepose.converters.onnx import export_onnx
 from edgepose.converters.recipes import Recipe, default_recipe
 from edgepose.converters.rewrite import rewrite
+from edgepose.converters.samples import GOLDEN, Samples
+from edgepose.converters.tasks import BASELINE, task_of
 from edgepose.converters.variants import Job, VariantRow, get_variant
 from edgepose.errors import ConversionError, GateError
-from edgepose.pipeline import Estimator
+from edgepose.model import LoadedModel
+from edgepose.models.registry import ModelRow
 from edgepose.runtimes.latency import measure_latency
-from edgepose.runtimes.load import load_file, model_bytes
+from edgepose.runtimes.load import load_model_file, model_bytes
 from edgepose.types import ModelSpec
 
-__all__ = ["Conversion", "ConversionRow", "Crops", "Progress", "convert"]
+__all__ = ["Conversion", "ConversionRow", "Progress", "convert"]
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much of it is done, and out of how much (0: unknown)."""
 
-_BASELINE = "onnx-fp32"
-_GOLDEN = 4
-_RANKED_ON = 16  # crops to calibrate a single block with: enough to rank by
+_RANKED_ON = 16  # samples to calibrate a single block with: enough to rank by
 _ROUNDS = 40
-_VERIFY = 32
 _FP32_TOLERANCE = 1e-3  # relative RMS: float32 rounding moves single pixels of an untrained model by more
 
 
@@ -54,13 +49,13 @@ class ConversionRow:
 
     variant: str
     megabytes: float
-    agreement: Agreement
+    agreement: Agreement | LiftAgreement
     seconds: float
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was made: rows in the order asked for, the crops behind them, and remarks for people."""
+    """What was made: rows in the order asked for, how many samples are behind them, and remarks for people."""
 
     bundle: Path
     rows: tuple[ConversionRow, ...]
@@ -70,27 +65,13 @@ class Conversion:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Crops:
-    """Crops (N, H, W, 3) uint8 RGB for the quantizer, and others for the verdict."""
-
-    calibrate: NDArray[np.uint8]
-    verify: NDArray[np.uint8]
-    origin: CropSet | None
-
-    @property
-    def verify_names(self) -> list[str]:
-        """For people."""
-        rows = self.origin.rows if self.origin else [{"file": f"noise {i}"} for i in range(len(self.verify))]
-        return [str(row["file"]) for row in rows[: len(self.verify)]]
-
-
 def convert(
     checkpoint: Checkpoint,
     output: Path,
     variants: Sequence[str],
     *,
     calibration: Path | None = None,
+    keypoints_from: Path | None = None,
     calibration_size: int = 128,
     seed: int = 0,
     recipes: Mapping[str, Recipe] | None = None,
@@ -105,10 +86,12 @@ def convert(
         checkpoint: The model with its weights.
         output: The bundle's folder. It appears when everything has succeeded, and not before.
         variants: Names such as ``onnx-fp32``, ``openvino-int8``.
-        calibration: Any data set, images or a video; needed for INT8. Up to 32 crops beyond
-            ``calibration_size`` are held back to verify with, at least a fifth where there are not enough.
-        calibration_size: How many crops the quantizer sees.
-        seed: Seed of the choice of crops.
+        calibration: Any data set, images or a video, and for a lifting model poses (.npz) as well; needed for INT8. Up
+            to 32 samples beyond ``calibration_size`` are held back to verify with, at least a fifth where there are
+            not enough.
+        keypoints_from: The 2D bundle that finds the joints on the pictures; lifting models need it beside pictures.
+        calibration_size: How many samples the quantizer sees.
+        seed: Seed of the choice of samples.
         recipes: How to quantize, by engine; by default the recipe for this machine's instruction sets.
         budget: What may be lost; where INT8 loses more, the layers that hurt most are put back to float.
         keep_fastest: Of each format keep the variant alone that is fastest here, within the budget.
@@ -120,42 +103,36 @@ def convert(
         GateError: A variant cannot be kept within the budget.
         BundleError, DatasetError: The output or the calibration pictures cannot be used.
     """
-    if checkpoint.row.task != "pose2d":
-        raise ConversionError(
-            f"{checkpoint.row.name}: lifting models cannot be converted yet: they train and run in torch"
-        )
     rows = _checked(variants, calibration, recipes or {})
-    data = open_pictures(calibration) if calibration is not None else None
+    spec, task = checkpoint.row.spec, task_of(checkpoint.row.spec, calibration, keypoints_from)
     with bundles.create(output, force=force) as writer, tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
         clock = _Clock()
         sources = _Sources(checkpoint, Path(scratch), clock, progress)
-        fp32 = load_file(sources.path(_BASELINE))
-        crops = _collect(data, checkpoint.row.spec, fp32, calibration_size, seed, progress)
+        fp32 = load_model_file(sources.path(BASELINE))
+        samples = task.collect(fp32, calibration_size, seed, progress)
         progress("compare ONNX with torch", 0, 0)
-        golden, torch_error = _golden(checkpoint, fp32, crops.verify)
-        judge = Judge(fp32, crops.verify, budget) if budget else None
-        made = _Making(checkpoint, writer, sources, crops, golden, recipes or {}, judge, clock, progress)
+        golden, torch_error = _golden(checkpoint, fp32, samples)
+        judge = task.judge(fp32, samples, budget) if budget else None
+        made = _Making(checkpoint, writer, sources, samples, golden, recipes or {}, judge, clock, progress)
         for row in rows:
             made.make(row, required=not keep_fastest)
         if keep_fastest:
             made.keep_fastest()
-        estimators = {_BASELINE: fp32, **made.estimators}
-        comparison = _compare(estimators, crops, progress)
-        results = made.results(comparison.result())
+        compared = task.compare({BASELINE: fp32, **made.models}, samples, progress)
+        results = made.results(compared.agreements)
         progress("write the bundle", 0, 0)
-        writer.write_golden(golden)
-        writer.write_json("calibration.json", records.calibration(crops))
-        provenance = records.provenance(checkpoint, seed, torch_error, calibration_size, data is not None)
-        validation = records.validation(checkpoint.row.spec, crops, estimators, comparison, results)
-        records.write_evidence(writer, validation, provenance)
-        writer.finish(checkpoint.row.spec, made.variants, provenance)
+        writer.write_golden(golden, spec)
+        writer.write_json("calibration.json", dict(samples.record))
+        provenance = records.provenance(checkpoint, seed, torch_error, calibration_size, samples)
+        records.write_evidence(writer, compared.validation(results), provenance)
+        writer.finish(spec, made.variants, provenance)
     return Conversion(
         bundle=output,
         rows=tuple(results),
-        calibrated_on=len(crops.calibrate) if any(row.calibrated for row in rows) else 0,
-        verified_on=len(crops.verify),
+        calibrated_on=len(samples.calibrate) if any(row.calibrated for row in rows) else 0,
+        verified_on=len(samples.verify),
         torch_max_abs_error=torch_error,
-        notes=checkpoint.notes + records.notes(crops) + tuple(made.notes),
+        notes=checkpoint.notes + samples.notes + tuple(made.notes),
     )
 
 
@@ -173,11 +150,11 @@ class _Sources:
         row, spec = get_variant(name), self.checkpoint.row.spec
         path = self.folder / f"source{row.suffixes[0]}"
         if not path.exists():
-            form = "ONNX" if name == _BASELINE else row.engine
+            form = "ONNX" if name == BASELINE else row.engine
             with self.clock.time(name):
                 self.progress(f"rewrite and export to {form}", 0, 0)
                 origin = records.origin(self.checkpoint, row, Recipe("none"))
-                export = export_onnx if name == _BASELINE else _export_tflite
+                export = export_onnx if name == BASELINE else _export_tflite
                 export(rewrite(self.checkpoint.model), spec, path, origin)
         return path
 
@@ -195,7 +172,7 @@ class _Making:
     checkpoint: Checkpoint
     writer: BundleWriter
     sources: _Sources
-    crops: Crops
+    samples: Samples
     golden: Golden
     recipes: Mapping[str, Recipe]
     judge: Judge | None
@@ -203,28 +180,30 @@ class _Making:
     progress: Progress
     notes: list[str] = field(default_factory=list)
     variants: list[Variant] = field(default_factory=list)
-    estimators: dict[str, Estimator] = field(default_factory=dict)
+    models: dict[str, LoadedModel] = field(default_factory=dict)
 
     def make(self, row: VariantRow, *, required: bool = True) -> None:
         """Make one, and see whether it keeps the budget; if it is not required it may fail, and a note says so."""
-        recipe = self.recipes.get(row.engine) or default_recipe(row.engine)
-        self.sources.path(row.source)  # on a clock of its own
+        source = self.sources.path(row.source)  # on a clock of its own
+        recipe = self.recipes.get(row.engine) or default_recipe(row.engine, self.checkpoint.row.task)
+        if row.calibrated:
+            recipe = recipe.with_float(_always_float(row.layers(row.read(source)), self.checkpoint.row))
         self.progress(f"make {row.name}", 0, 0)
         try:
             with self.clock.time(row.name):
-                estimator = self._load(row, recipe, self._path(row))
-                drop = self.judge.drop_of(estimator) if self.judge else 0.0
+                model = self._load(row, recipe, self._path(row))
+                drop = self.judge.drop_of(model) if self.judge else 0.0
                 if self.judge and not drop <= self.judge.max_drop:
                     recipe = self._search(row, recipe, self.judge, drop)
-                    estimator = self._load(row, recipe, self._path(row))
+                    model = self._load(row, recipe, self._path(row))
         except GateError as error:
             if required:
                 raise
             self.notes.append(f"{row.name} is left out: {error}")
             self._remove(row)
             return
-        off = self.golden.error_of(estimator.heatmaps(self.golden.image))
-        self.estimators[row.name] = estimator
+        off = self.golden.error_of(model.infer(self.golden.inputs))
+        self.models[row.name] = model
         self.variants.append(Variant(row.name, row.files, row.recipe(recipe), round(off, 6)))
 
     def keep_fastest(self) -> None:
@@ -233,9 +212,9 @@ class _Making:
         Raises:
             GateError: None keeps the budget.
         """
-        if not self.estimators:
+        if not self.models:
             raise GateError("no variant keeps within the budget: " + "; ".join(self.notes))
-        rows = measure_latency(self.estimators, iterations=_ROUNDS, warmup=3)
+        rows = measure_latency(self.models, iterations=_ROUNDS, warmup=3)
         milliseconds = {row.variant: row.infer_ms for row in rows}
         for form in dict.fromkeys(parse_variant(name)[0] for name in milliseconds):
             names = [name for name in milliseconds if parse_variant(name)[0] == form]
@@ -249,12 +228,12 @@ class _Making:
     def _path(self, row: VariantRow) -> Path:
         return self.writer.folder / row.files[0]
 
-    def _load(self, row: VariantRow, recipe: Recipe, path: Path, crops: int | None = None) -> Estimator:
+    def _load(self, row: VariantRow, recipe: Recipe, path: Path, samples: int | None = None) -> LoadedModel:
         """Write a file by a recipe, and load it; only what is made for good is told on the way."""
 
-        def tell(samples: int) -> None:
+        def tell(passed: int) -> None:
             if path.parent == self.writer.folder:
-                self.progress(f"make {row.name}: {samples} samples measured", 0, 0)
+                self.progress(f"make {row.name}: {passed} samples measured", 0, 0)
 
         row.make(
             Job(
@@ -263,18 +242,17 @@ class _Making:
                 spec=self.checkpoint.row.spec,
                 origin=records.origin(self.checkpoint, row, recipe),
                 recipe=recipe,
-                crops=self.crops.calibrate[:crops],
+                samples=self.samples.calibrate[:samples],
                 progress=tell,
             )
         )
-        return load_file(path)
+        return load_model_file(path)
 
     def _search(self, row: VariantRow, recipe: Recipe, judge: Judge, drop: float) -> Recipe:
         """A recipe that keeps the budget, with as few blocks in float as the search finds."""
+        loss = f"{row.name} loses {drop:.2f} {judge.unit}"
         if not row.calibrated:
-            raise GateError(
-                f"{row.name} loses {drop:.2f} points, {judge.max_drop:g} are allowed: there is no way round"
-            )
+            raise GateError(f"{loss}, {judge.max_drop:g} are allowed: there is no way round")
         source = self.sources.path(row.source)
         candidate = source.with_name(f"candidate{row.suffixes[0]}")
         layers = row.layers(row.read(source))
@@ -283,21 +261,19 @@ class _Making:
             recipe,
             layers,
             judge.drop_of,
-            lambda done, total: self.progress(f"{row.name} loses {drop:.2f} points, rank its blocks", done, total),
+            lambda done, total: self.progress(f"{loss}, rank its blocks", done, total),
         )
         self.progress(f"{row.name}: put the worst blocks back to float until the budget is kept", 0, 0)
         found = meet_budget(
             lambda some: self._load(row, some, candidate),
             recipe,
             ranking,
-            judge.drop_of,
-            judge.latency_of,
-            judge.max_drop,
+            judge,
             lambda attempt: self.notes.append(f"{row.name}: {attempt}"),
         )
         blocks = len(found.recipe.float_layers) - len(recipe.float_layers)
         self.notes.append(
-            f"{row.name}: lost {drop:.2f} points, {judge.max_drop:g} allowed; {blocks} layers are float now"
+            f"{row.name}: lost {drop:.2f} {judge.unit}, {judge.max_drop:g} allowed; {blocks} layers are float now"
         )
         return found.recipe
 
@@ -305,11 +281,11 @@ class _Making:
         for file in row.files:
             (self.writer.folder / file).unlink(missing_ok=True)
         self.variants = [variant for variant in self.variants if variant.name != row.name]
-        estimator = self.estimators.pop(row.name, None)
-        if estimator:
-            estimator.close()
+        model = self.models.pop(row.name, None)
+        if model:
+            model.close()
 
-    def results(self, agreements: Mapping[str, Agreement]) -> list[ConversionRow]:
+    def results(self, agreements: Mapping[str, Agreement | LiftAgreement]) -> list[ConversionRow]:
         """One row for each."""
         return [
             ConversionRow(
@@ -329,57 +305,33 @@ def _checked(variants: Sequence[str], calibration: Path | None, recipes: Mapping
         raise ConversionError(f"recipe {', '.join(unused)}: none of {', '.join(variants)} is for that engine")
     for row in rows:
         if row.calibrated and calibration is None:
-            raise ConversionError(f"{row.name}: needs pictures to calibrate with: --calib FOLDER, VIDEO or COCO.json")
+            raise ConversionError(
+                f"{row.name}: needs samples to calibrate with: --calib FOLDER, VIDEO or COCO.json, for a lifting model "
+                "POSES.npz"
+            )
     if not rows:
         raise ConversionError("nothing to convert to: name a format and a precision")
     return rows
 
 
-def _compare(estimators: Mapping[str, Estimator], crops: Crops, progress: Progress) -> Comparison:
-    return compare_on_crops(
-        estimators,
-        crops.verify,
-        crops.verify_names,
-        _BASELINE,
-        lambda done, total: progress("verify on crops held back", done, total),
-    )
+def _always_float(layers: Sequence[str], model: ModelRow) -> list[str]:
+    """Layers of the modules that a model never has in INT8."""
+    return [layer for layer in layers if layer.partition("/")[0] in model.float_modules]
 
 
-def _collect(
-    data: PictureData | None, spec: ModelSpec, fp32: Estimator, size: int, seed: int, progress: Progress
-) -> Crops:
-    """Crops to calibrate and verify with; seeded noise to verify with where no pictures are given."""
-    if data is None:
-        width, height = spec.input_wh
-        noise = np.random.default_rng(seed).integers(0, 256, (MIN_SAMPLES, height, width, 3), dtype=np.uint8)
-        return Crops(noise[:0], noise, None)
-    found = collect(
-        data,
-        spec,
-        size + _VERIFY,
-        seed,
-        fp32.best_region,
-        progress,
-        minimum=MIN_SAMPLES + 1,
-    )
-    spare = len(found.crops) - MIN_SAMPLES
-    held_back = min(_VERIFY, max(len(found.crops) - size, len(found.crops) // 5, _GOLDEN), max(spare, 1))
-    return Crops(found.crops[held_back:], found.crops[:held_back], found)
-
-
-def _golden(checkpoint: Checkpoint, fp32: Estimator, crops: NDArray[np.uint8]) -> tuple[Golden, float]:
-    """Torch's answers for a few crops, and how far the exported FP32 model is from them (largest difference)."""
-    image = crops[:_GOLDEN]
+def _golden(checkpoint: Checkpoint, fp32: LoadedModel, samples: Samples) -> tuple[Golden, float]:
+    """Torch's answers for a few samples, and how far the exported FP32 model is from them (largest difference)."""
+    inputs = samples.verify[:GOLDEN]
     with torch.inference_mode():
-        golden = Golden(image, Deployed(checkpoint.model)(torch.from_numpy(image)).numpy())
-    exported = fp32.heatmaps(image)
+        answers = deployed(checkpoint.model, checkpoint.row.spec)(torch.from_numpy(inputs)).numpy()
+    golden, exported = Golden(inputs, answers), fp32.infer(inputs)
     error = golden.error_of(exported)
     if not error <= _FP32_TOLERANCE:
         raise ConversionError(
             f"{checkpoint.row.name}: the exported ONNX model is {error:.2%} off the torch model: "
             "use the versions of constraints.txt, and please report this"
         )
-    return golden, float(np.abs(exported - golden.heatmaps).max())
+    return golden, float(np.abs(exported - answers).max())
 
 
 class _Clock:

@@ -19,7 +19,7 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
-from edgepose.converters.contract import Deployed
+from edgepose.converters.contract import deployed, example_input
 from edgepose.errors import ConversionError
 from edgepose.types import ORIGIN_KEY, SPEC_KEY, ModelSpec
 
@@ -40,7 +40,7 @@ def export_onnx(
     traces and module names are stripped: they hold paths of the exporting machine, and cost size.
 
     Args:
-        model: Takes normalised (N, 3, H, W) float32.
+        model: A 2D model, which takes normalised (N, 3, H, W) float32; or a lifting model.
         spec: Written into the file's metadata.
         path: File to write.
         origin: Where the model comes from, as JSON values; written beside the specification.
@@ -48,20 +48,18 @@ def export_onnx(
     Raises:
         ConversionError: torch.onnx cannot export it.
     """
-    width, height = spec.input_wh
-    example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
-                Deployed(model),
-                (example,),
+                deployed(model, spec),
+                (example_input(spec, 2),),
                 dynamo=True,
                 external_data=False,
                 opset_version=OPSET,
                 input_names=[spec.input.name],
                 output_names=[spec.output.name],
-                dynamic_shapes={"image": {0: torch.export.Dim("N")}},
+                dynamic_shapes={spec.input.name: {0: torch.export.Dim("N")}},
                 optimize=False,
                 verbose=False,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,23 +16,23 @@ __all__ = ["close_residuals"]
 _Range = tuple[float, float]
 
 
-def close_residuals(model: onnx.ModelProto, crops: NDArray[np.uint8]) -> onnx.ModelProto:
+def close_residuals(model: onnx.ModelProto, samples: NDArray[Any]) -> onnx.ModelProto:
     """Give convolutions with 8-bit inputs and a float output an 8-bit output.
 
     Quantizers leave the output of a convolution that ends in a residual sum in float, for engines that fuse the sum.
     onnxruntime runs such a convolution in float altogether: it needs the output quantized as well. The range is the
-    smallest and largest value over the crops.
+    smallest and largest value over the samples.
 
     Args:
         model: An ONNX model with QuantizeLinear and DequantizeLinear nodes; it is changed.
-        crops: (N, H, W, 3) uint8 RGB.
+        samples: (N, ...) inputs of the model.
 
     Returns:
         The model.
     """
     open_ends = _open_ends(model.graph)
     if open_ends:
-        ranges = _ranges(model, open_ends, crops)
+        ranges = _ranges(model, open_ends, samples)
         nodes = []
         for node in model.graph.node:
             node.input[:] = [_closed(name) if name in ranges else name for name in node.input]
@@ -62,15 +63,15 @@ def _open_ends(graph: onnx.GraphProto) -> list[str]:
     return ends
 
 
-def _ranges(model: onnx.ModelProto, names: list[str], crops: NDArray[np.uint8]) -> dict[str, _Range]:
-    """Smallest and largest value of tensors over the crops; zero is always inside."""
+def _ranges(model: onnx.ModelProto, names: list[str], samples: NDArray[Any]) -> dict[str, _Range]:
+    """Smallest and largest value of tensors over the samples; zero is always inside."""
     from edgepose.runtimes.onnxruntime import run_graph
 
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     low, high = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    feeds = ({model.graph.input[0].name: crop[None]} for crop in crops)
+    feeds = ({model.graph.input[0].name: sample[None]} for sample in samples)
     for answers in run_graph(probed.SerializeToString(), feeds, names):
         for name, value in answers.items():
             low[name], high[name] = min(low[name], float(value.min())), max(high[name], float(value.max()))

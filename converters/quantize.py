@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from edgepose.runtimes.openvino import import_openvino, usage_statistics_blocked
 
 __all__ = ["linear_layers", "quantize"]
 
-Samples = Callable[[int], None]
+Passed = Callable[[int], None]
 _WHOLE_ATTENTION = ("auto", "int8")
 """As a Transformer NNCF leaves the product of softmax with values in float, come what may."""
 _SUMS = ["Add", "Subtract", "Multiply", "Divide", "Power", "MVN"]
@@ -28,13 +27,13 @@ _SUMS = ["Add", "Subtract", "Multiply", "Divide", "Power", "MVN"]
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
-def quantize(model: Any, crops: NDArray[np.uint8], recipe: Recipe, progress: Samples = lambda samples: None) -> Any:
-    """Quantize weights and activations to 8 bits with calibration crops.
+def quantize(model: Any, samples: NDArray[Any], recipe: Recipe, progress: Passed = lambda samples: None) -> Any:
+    """Quantize weights and activations to 8 bits with calibration samples.
 
     Args:
-        model: FP32, an ``onnx.ModelProto`` or an ``openvino.Model`` with the contract's ``image`` input. It may
+        model: FP32, an ``onnx.ModelProto`` or an ``openvino.Model`` behind the contract. It may
             be changed.
-        crops: (N, H, W, 3) uint8 RGB; every one is used.
+        samples: (N, ...) inputs of the model: crops uint8 RGB, or keypoints; every one is used.
         recipe: What to quantize, and how.
         progress: Told how many samples have passed through the model; NNCF passes over them more than once.
 
@@ -48,43 +47,48 @@ def quantize(model: Any, crops: NDArray[np.uint8], recipe: Recipe, progress: Sam
     is_onnx = isinstance(model, onnx.ModelProto)
     seen = 0
 
-    def feed(crop: NDArray[np.uint8]) -> Any:
+    def feed(sample: NDArray[Any]) -> Any:
         nonlocal seen
         seen += 1
         progress(seen)
-        return {model.graph.input[0].name: crop[None]} if is_onnx else crop[None]
+        return {model.graph.input[0].name: sample[None]} if is_onnx else sample[None]
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             quantized = nncf.quantize(
                 model,
-                nncf.Dataset(list(crops), feed),
-                subset_size=len(crops),
+                nncf.Dataset(list(samples), feed),
+                subset_size=len(samples),
                 model_type=None if recipe.attention in _WHOLE_ATTENTION else nncf.ModelType.TRANSFORMER,
                 preset=nncf.QuantizationPreset(recipe.preset),
                 fast_bias_correction=recipe.bias_correction != "accurate",
-                ignored_scope=_ignored(nncf, model, crops, recipe),
+                ignored_scope=_ignored(nncf, model, samples, recipe),
                 advanced_parameters=_advanced(nncf, recipe),
             )
     except Exception as error:  # NNCF raises many types, with no common base but Exception
         raise ConversionError(f"NNCF cannot quantize this model ({type(error).__name__}: {error})") from error
-    return close_residuals(quantized, crops) if is_onnx and recipe.close_residuals else quantized
+    return close_residuals(quantized, samples) if is_onnx and recipe.close_residuals else quantized
 
 
 def linear_layers(model: Any) -> list[str]:
     """Names of layers with weights and of products, in the order of the graph: what a search may put back to float."""
-    return [name for name, kind, weighted in _operations(model) if kind in _WEIGHTED and (weighted or kind == "MatMul")]
+    mixing = set(_mixing(model))
+    return [
+        name
+        for name, kind, weighted in _operations(model)
+        if kind in _WEIGHTED and (weighted or kind == "MatMul") and name not in mixing
+    ]
 
 
-def _ignored(nncf: Any, model: Any, crops: NDArray[np.uint8], recipe: Recipe) -> Any:
+def _ignored(nncf: Any, model: Any, samples: NDArray[Any], recipe: Recipe) -> Any:
     """What stays in float: by name, and, where NNCF is not told that this is a Transformer, by type."""
-    names = list(recipe.float_layers)
+    names = [*recipe.float_layers, *_mixing(model)]
     if isinstance(model, onnx.ModelProto) and recipe.attention in _WHOLE_ATTENTION:
         raise ConversionError(f"recipe {recipe.name}: attention {recipe.attention!r} is for OpenVINO")
     if recipe.attention == "float":
         names += [name for name, kind, weighted in _operations(model) if kind == "MatMul" and not weighted]
     elif recipe.attention == "auto":
-        names += fragile_products(model, crops)
+        names += fragile_products(model, samples)
     present = {op.get_type_name() for op in model.get_ops()} if recipe.attention in _WHOLE_ATTENTION else set()
     return nncf.IgnoredScope(names=list(dict.fromkeys(names)), types=[kind for kind in _SUMS if kind in present])
 
@@ -98,6 +102,18 @@ def _operations(model: Any) -> list[tuple[str, str, bool]]:
         (op.get_friendly_name(), op.get_type_name(), _is_constant(op.input_value(1).get_node()))
         for op in model.get_ordered_ops()
         if op.get_input_size() > 1
+    ]
+
+
+def _mixing(model: Any) -> list[str]:
+    """Products of a constant with activations, by which graph convolutions mix joints: engines have no INT8 kernel."""
+    if isinstance(model, onnx.ModelProto):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        return [n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[0] in constants]
+    return [
+        op.get_friendly_name()
+        for op in model.get_ordered_ops()
+        if op.get_type_name() == "MatMul" and _is_constant(op.input_value(0).get_node())
     ]
 
 

@@ -66,18 +66,24 @@ class Recipe:
 
 _ACCURATE: Mapping[str, Any] = {"smooth_quant": 0.95, "bias_correction": "accurate"}
 _ONNXRUNTIME = Recipe("onnxruntime-x86", attention="float", close_residuals=True)
+_ONNXRUNTIME_ARM = replace(_ONNXRUNTIME, name="onnxruntime-arm", preset="performance")
 _OPENVINO = Recipe("openvino-vnni", preset="performance", attention="auto")
+_OPENVINO_AVX2 = replace(_OPENVINO, name="openvino-avx2", narrow_weights=True)
+_LIFTED = tuple(
+    replace(row, name=f"{row.name}-lift", attention="float", smooth_quant=0.5)
+    for row in (_ONNXRUNTIME, _ONNXRUNTIME_ARM, _OPENVINO, _OPENVINO_AVX2)
+)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         row.name: row
         for row in (
             _ONNXRUNTIME,
-            replace(_ONNXRUNTIME, name="onnxruntime-arm", preset="performance"),
+            _ONNXRUNTIME_ARM,
             replace(_ONNXRUNTIME, name="onnxruntime-x86-accurate", **_ACCURATE),
             _OPENVINO,
             replace(_OPENVINO, name="openvino-vnni-fast", attention="int8"),
-            replace(_OPENVINO, name="openvino-avx2", narrow_weights=True),
+            _OPENVINO_AVX2,
             replace(
                 _OPENVINO,
                 name="openvino-vnni-accurate",
@@ -88,6 +94,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe("tensorrt-qdq", preset="performance", attention="float"),
             Recipe("tflite-xnnpack"),
             Recipe("tflite-xnnpack-accurate", attention="float"),
+            *_LIFTED,
         )
     }
 )
@@ -106,13 +113,19 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def default_recipe(engine: str) -> Recipe:
-    """The recipe of an engine for the instruction sets of this machine."""
+def default_recipe(engine: str, task: str = "pose2d") -> Recipe:
+    """The recipe of an engine for the instruction sets of this machine; lifting models have their own where it pays."""
+    name = _default_name(engine)
+    lifted = f"{name}-lift"
+    return get_recipe(lifted if task == "lift3d" and lifted in RECIPES else name)
+
+
+def _default_name(engine: str) -> str:
     if engine == "openvino":
-        return get_recipe("openvino-vnni" if _VNNI & set(instruction_sets()) else "openvino-avx2")
+        return "openvino-vnni" if _VNNI & set(instruction_sets()) else "openvino-avx2"
     if engine == "onnxruntime":
-        return get_recipe("onnxruntime-arm" if "asimd" in instruction_sets() else "onnxruntime-x86")
-    return get_recipe("tflite-xnnpack" if engine == "tflite" else "tensorrt-qdq")
+        return "onnxruntime-arm" if "asimd" in instruction_sets() else "onnxruntime-x86"
+    return "tflite-xnnpack" if engine == "tflite" else "tensorrt-qdq"
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:

@@ -81,6 +81,7 @@ def reproduce(
     checkpoint: Path | None,
     calibration: Path | None,
     *,
+    keypoints_from: Path | None = None,
     seed: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Reproduction:
@@ -89,8 +90,9 @@ def reproduce(
     Args:
         path: The bundle.
         checkpoint: What it was made from; None where the weights were random.
-        calibration: The pictures that it was calibrated with; None where there were none.
-        seed: Another seed for the choice of crops, to see how much that matters.
+        calibration: The pictures or poses that it was calibrated with; None where there were none.
+        keypoints_from: The 2D bundle that found the joints on the pictures, for a lifting model.
+        seed: Another seed for the choice of samples, to see how much that matters.
         progress: Told about each stage.
 
     Raises:
@@ -101,13 +103,19 @@ def reproduce(
     request = _request(bundle)
     loaded = _checkpoint(bundle, request, checkpoint)
     if request["calibrated"] and calibration is None:
-        raise ConversionError(f"{path}: was calibrated on pictures: give the same with --calib")
+        raise ConversionError(f"{path}: was calibrated on samples: give the same with --calib")
+    if request["keypoints_from"] and keypoints_from is None:
+        raise ConversionError(
+            f"{path}: was calibrated on joints that {request['keypoints_from'].get('bundle')} found: give that bundle "
+            "with --keypoints-from"
+        )
     with tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
         convert(
             loaded,
             Path(scratch) / "bundle",
             [variant.name for variant in bundle.variants],
             calibration=calibration if request["calibrated"] else None,
+            keypoints_from=keypoints_from if request["keypoints_from"] else None,
             calibration_size=request["calibration_size"],
             seed=bundle.provenance["seed"] if seed is None else seed,
             recipes=request["recipes"],
@@ -126,7 +134,9 @@ def _request(bundle: Bundle) -> dict[str, Any]:
             if "quantizer" in variant.recipe
         }
         return {
-            "input_hw": (int(asked["input_hw"][0]), int(asked["input_hw"][1])),
+            "input_hw": tuple(map(int, asked["input_hw"])) if asked["input_hw"] else None,
+            "normalisation": asked.get("normalisation"),
+            "keypoints_from": asked.get("keypoints_from"),
             "calibration_size": int(asked["calibration_size"]),
             "calibrated": bool(asked["calibrated"]),
             "recipes": recipes,
@@ -139,8 +149,10 @@ def _request(bundle: Bundle) -> dict[str, Any]:
 
 def _checkpoint(bundle: Bundle, request: Mapping[str, Any], path: Path | None) -> Checkpoint:
     row = get_model(bundle.provenance["model"])
-    if row.input_hw != request["input_hw"]:
+    if row.input_hw is not None and row.input_hw != request["input_hw"]:
         row = row.resized(request["input_hw"])
+    if row.normalisation is not None:
+        row = row.normalised(request["normalisation"])
     source = bundle.provenance["checkpoint"]
     if path is not None:
         loaded = load_checkpoint(path, row)

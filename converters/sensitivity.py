@@ -1,4 +1,4 @@
-"""How many points each block of a bundle's model costs when it alone is INT8."""
+"""What each block of a bundle's model costs when it alone is INT8: points, or millimetres of a lifting model."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgepose.bundle import Bundle
-from edgepose.calibration.datasets.registry import open_pictures
-from edgepose.calibration.samples import collect
-from edgepose.converters.budget import Budget, Judge, Sensitivity, rank_blocks
+from edgepose.converters.budget import Budget, Sensitivity, rank_blocks
 from edgepose.converters.recipes import Recipe, recipe_from_dict
+from edgepose.converters.tasks import BASELINE, task_of
 from edgepose.converters.variants import Job, get_variant
 from edgepose.errors import ConversionError
-from edgepose.pipeline import Estimator
-from edgepose.runtimes.load import load, load_file
+from edgepose.model import LoadedModel
+from edgepose.runtimes.load import load_model, load_model_file
 
 __all__ = ["sensitivity"]
 
-_CALIBRATE, _VERIFY = 16, 32
-_BASELINE = "onnx-fp32"
+_CALIBRATE = 16
 
 
 def sensitivity(
@@ -27,6 +25,7 @@ def sensitivity(
     variant: str,
     calibration: Path,
     *,
+    keypoints_from: Path | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> list[Sensitivity]:
@@ -37,8 +36,9 @@ def sensitivity(
     Args:
         path: The bundle.
         variant: The INT8 variant whose recipe and engine to use.
-        calibration: Any data set, images or a video: 16 crops calibrate, 32 others judge.
-        seed: Seed of the choice of crops.
+        calibration: Any data set, images or a video, or for a lifting model poses: 16 samples calibrate, others judge.
+        keypoints_from: The 2D bundle that finds the joints on pictures, for a lifting model.
+        seed: Seed of the choice of samples.
         progress: Told about each stage.
 
     Raises:
@@ -49,17 +49,16 @@ def sensitivity(
         raise ConversionError(f"{variant}: is no INT8 variant")
     recipe = recipe_from_dict(bundle.variant(variant).recipe["quantizer"])
     source = bundle.checked_variant(bundle.variant(row.source))
-    fp32 = load(path, variant=_BASELINE)
-    data = open_pictures(calibration)
-    crops = collect(data, bundle.spec, _CALIBRATE + _VERIFY, seed, fp32.best_region, progress).crops
-    held_back = min(_VERIFY, len(crops) // 2)
-    judge = Judge(fp32, crops[:held_back], Budget(0.0))
+    fp32 = load_model(path, variant=BASELINE)
+    task = task_of(bundle.spec, calibration, keypoints_from)
+    samples = task.collect(fp32, _CALIBRATE, seed, progress)
+    judge = task.judge(fp32, samples, Budget(0.0))
     with tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
 
-        def make(alone: Recipe) -> Estimator:
+        def make(alone: Recipe) -> LoadedModel:
             file = Path(scratch) / row.files[0]
-            row.make(Job(source, file, bundle.spec, {}, alone, crops[held_back:][:_CALIBRATE]))
-            return load_file(file)
+            row.make(Job(source, file, bundle.spec, {}, alone, samples.calibrate[:_CALIBRATE]))
+            return load_model_file(file)
 
         layers = row.layers(row.read(source))
         return rank_blocks(

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgepose.converters.contract import Deployed
+from edgepose.converters.contract import deployed, example_input
 from edgepose.converters.rewrite import FusedEncoder, separate
 from edgepose.converters.tflite_model import (
     add_operator,
@@ -51,10 +51,11 @@ _LARGE = 1 << 15  # elements of a table that is worth storing in two parts
 
 
 def export_tflite(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any] | None = None) -> None:
-    """Export a pose model behind the I/O contract in FP32, for one crop.
+    """Export a model behind the I/O contract in FP32, for one person.
 
     Args:
-        model: Takes normalised (1, 3, H, W) float32; with the rewrites of ``rewrite.py`` done. It stays as it is.
+        model: A 2D model, which takes normalised (1, 3, H, W) float32, or a lifting model; with the rewrites of
+            ``rewrite.py`` done. It stays as it is.
         spec: Written into the file's metadata.
         path: The ``.tflite`` to write.
         origin: Where the model comes from, as JSON values; written beside the specification.
@@ -62,13 +63,12 @@ def export_tflite(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping
     Raises:
         ConversionError: litert-torch is not installed, or cannot convert the model.
     """
-    width, height = spec.input_wh
-    deployed = Deployed(channels_last(model))
-    example = torch.zeros((1, height, width, 3), dtype=torch.uint8)
+    module = deployed(channels_last(model), spec)
+    example = example_input(spec, 1)
     with quiet():
         litert_torch = require("litert_torch")
         try:
-            converter = litert_torch.signature(_SIGNATURE, deployed, sample_kwargs={spec.input.name: example})
+            converter = litert_torch.signature(_SIGNATURE, module, sample_kwargs={spec.input.name: example})
             with tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
                 file = Path(scratch) / "model.tflite"
                 converter.convert().export(str(file))
@@ -80,7 +80,7 @@ def export_tflite(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping
             ) from error
     _separate_tables(exported)
     _add_biases(exported)
-    _rename(exported, deployed.model, spec)
+    _rename(exported, module.get_submodule("model"), spec)
     save_tflite(exported, spec, path, origin)
 
 

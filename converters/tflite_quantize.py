@@ -36,17 +36,17 @@ _Floats = NDArray[np.float32]
 
 def quantize_tflite(
     model: Any,
-    crops: NDArray[np.uint8],
+    samples: NDArray[Any],
     recipe: Recipe,
     progress: Callable[[int], None] = lambda samples: None,
     *,
     activation_bits: int = 8,
 ) -> Any:
-    """Quantize weights to 8 bits, and activations to 8 or 16, with calibration crops.
+    """Quantize weights to 8 bits, and activations to 8 or 16, with calibration samples.
 
     Args:
         model: FP32, as ``load_tflite`` reads it; it stays as it is.
-        crops: (N, H, W, 3) uint8 RGB; every one is used.
+        samples: (N, ...) inputs of the model: crops uint8 RGB, or keypoints; every one is used.
         recipe: What to quantize, and how: ``preset``, ``attention``, ``bias_correction``, ``float_layers``.
         progress: Told how many samples have passed through the model.
         activation_bits: 8, or 16 (symmetric), which is exact to the eye and slow: XNNPACK has no kernels for it.
@@ -68,7 +68,7 @@ def quantize_tflite(
     if not chosen:
         return from_bytes(to_bytes(model))
     seen = _Calibration(model, chosen)
-    seen.run(crops, progress)
+    seen.run(samples, progress)
     with quiet():
         try:
             quantized = _quantized(model, chosen, seen, recipe, activation_bits)
@@ -159,8 +159,8 @@ class _Calibration:
         self._sums: dict[str, NDArray[np.float64]] = {}
         self._count = 0
 
-    def run(self, crops: NDArray[np.uint8], progress: Callable[[int], None]) -> None:
-        """Pass crops through the float model."""
+    def run(self, samples: NDArray[Any], progress: Callable[[int], None]) -> None:
+        """Pass samples through the float model."""
         library = require("edgepose.runtimes.tflite").import_tflite()
         with quiet():
             interpreter = library.module.Interpreter(
@@ -168,8 +168,8 @@ class _Calibration:
             )
             interpreter.allocate_tensors()
         number = interpreter.get_input_details()[0]["index"]
-        for crop in crops:
-            interpreter.set_tensor(number, crop[None])
+        for sample in samples:
+            interpreter.set_tensor(number, sample[None])
             interpreter.invoke()
             for tensor in self._tensors:
                 self._see(self._names[tensor], interpreter.get_tensor(tensor), tensor in self._read)

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.bundle import parse_variant
@@ -22,7 +21,7 @@ from edgepose.types import ModelSpec
 __all__ = ["CALIBRATED", "VARIANTS", "Job", "VariantRow", "get_variant"]
 
 CALIBRATED = ("int8", "int8-16x8")
-"""Precisions that need calibration pictures."""
+"""Precisions that need calibration."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Job:
         spec: Goes into the file.
         origin: Where the model comes from; goes into the file.
         recipe: How to quantize.
-        crops: (N, H, W, 3) uint8 RGB to calibrate with.
+        samples: (N, ...) inputs of the model to calibrate with.
         progress: Told how many samples have passed through the model.
     """
 
@@ -44,7 +43,7 @@ class Job:
     spec: ModelSpec
     origin: Mapping[str, Any]
     recipe: Recipe
-    crops: NDArray[np.uint8]
+    samples: NDArray[Any]
     progress: Callable[[int], None] = lambda samples: None
 
 
@@ -74,7 +73,7 @@ class VariantRow:
 
     @property
     def calibrated(self) -> bool:
-        """Whether it needs pictures."""
+        """Whether it needs samples to calibrate with."""
         return parse_variant(self.name)[1] in CALIBRATED
 
     @property
@@ -93,7 +92,7 @@ def _same(job: Job) -> None:
 
 
 def _onnx_int8(job: Job) -> None:
-    quantized = quantize(load_onnx(job.source), job.crops, job.recipe, job.progress)
+    quantized = quantize(load_onnx(job.source), job.samples, job.recipe, job.progress)
     save_onnx(quantized, job.spec, job.path, job.origin)
 
 
@@ -109,7 +108,7 @@ def _openvino_float(fp16: bool) -> Callable[[Job], None]:
 def _openvino_int8(job: Job) -> None:
     from edgepose.converters.openvino import save_openvino
 
-    quantized = quantize(_openvino_model(job.source), job.crops, job.recipe, job.progress)
+    quantized = quantize(_openvino_model(job.source), job.samples, job.recipe, job.progress)
     save_openvino(quantized, job.spec, job.path, job.origin, fp16=True)
 
 
@@ -132,7 +131,7 @@ def _tflite_int8(activation_bits: int) -> Callable[[Job], None]:
         from edgepose.converters.tflite_quantize import quantize_tflite
 
         quantized = quantize_tflite(
-            load_tflite(job.source), job.crops, job.recipe, job.progress, activation_bits=activation_bits
+            load_tflite(job.source), job.samples, job.recipe, job.progress, activation_bits=activation_bits
         )
         save_tflite(quantized, job.spec, job.path, job.origin)
 

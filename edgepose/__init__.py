@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         SourceError,
         TrainingError,
     )
+    from edgepose.lifter import Lifter
     from edgepose.pipeline import Estimator
-    from edgepose.runtimes.load import load
+    from edgepose.runtimes.load import load, load_lifter
     from edgepose.types import Engine, ModelSpec, Poses
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "EngineUnavailable",
     "GateError",
     "Estimator",
+    "Lifter",
     "ModelSpec",
     "Poses",
     "SinkError",
@@ -50,6 +52,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "load",
+    "load_lifter",
 ]
 
 _HOME = {
@@ -66,9 +69,11 @@ _HOME = {
     "TrainingError": "edgepose.errors",
     "Engine": "edgepose.types",
     "Estimator": "edgepose.pipeline",
+    "Lifter": "edgepose.lifter",
     "ModelSpec": "edgepose.types",
     "Poses": "edgepose.types",
     "load": "edgepose.runtimes.load",
+    "load_lifter": "edgepose.runtimes.load",
 }
 
 

@@ -3,7 +3,7 @@
 BUNDLE/
   manifest.json       schema version, specification, provenance, one row per variant, hash of every file
   onnx-fp32.onnx ...  the variants, named <format>-<precision>
-  golden.npz          a few input crops with the FP32 answers, replayed when a variant is loaded
+  golden.npz          a few inputs with the FP32 answers, replayed when a variant is loaded
   calibration.json    what the quantizer saw
   evidence.json       agreement of every variant with FP32, as measured when the bundle was made
   report.html         the same for people
@@ -73,7 +73,7 @@ class Variant:
         name: ``<format>-<precision>``.
         files: File names inside the bundle; the first is the one to load, others (weights) lie beside it.
         recipe: How it was made: exporter or quantizer and its settings.
-        golden_error: Relative RMS difference of its heatmaps from the FP32 answers on ``golden.npz``, as
+        golden_error: Relative RMS difference of its answers from FP32's on ``golden.npz``, as
             measured when it was made; replayed on load.
     """
 
@@ -104,17 +104,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs ``image`` (N, H, W, 3) uint8 and the FP32 answers ``heatmaps`` (N, K, h, w) float32."""
+    """A few inputs (N, ...) and the FP32 answers (N, ...) float32, as the specification's tensors have them."""
 
-    image: NDArray[np.uint8]
-    heatmaps: NDArray[np.float32]
+    inputs: NDArray[Any]
+    answers: NDArray[np.float32]
 
-    def error_of(self, heatmaps: NDArray[np.float32]) -> float:
+    def error_of(self, answers: NDArray[np.float32]) -> float:
         """Relative RMS difference: ||answer - golden|| / ||golden||; infinite for NaN or another shape."""
-        if heatmaps.shape != self.heatmaps.shape:
+        if answers.shape != self.answers.shape:
             return float("inf")
-        reference = float(np.linalg.norm(self.heatmaps)) or 1.0
-        error = float(np.linalg.norm(heatmaps - self.heatmaps)) / reference
+        reference = float(np.linalg.norm(self.answers)) or 1.0
+        error = float(np.linalg.norm(answers - self.answers)) / reference
         return error if np.isfinite(error) else float("inf")
 
 
@@ -223,8 +223,8 @@ class Bundle:
         path = self.checked_file(GOLDEN)
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                golden = Golden(data["image"], data["heatmaps"])
-            if not len(golden.image):
+                golden = Golden(data[self.spec.input.name], data[self.spec.output.name])
+            if not len(golden.inputs):
                 raise ValueError("no inputs")
         except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{path}: damaged ({error}): convert again") from None
@@ -254,9 +254,10 @@ class BundleWriter:
         """Add a text file; a file name that is no UTF-8 becomes an escape."""
         (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
-    def write_golden(self, golden: Golden) -> None:
+    def write_golden(self, golden: Golden, spec: ModelSpec) -> None:
         """Add ``golden.npz``."""
-        np.savez_compressed(self.folder / GOLDEN, image=golden.image, heatmaps=golden.heatmaps)
+        arrays = {spec.input.name: golden.inputs, spec.output.name: golden.answers}
+        np.savez_compressed(self.folder / GOLDEN, **arrays)  # type: ignore[arg-type]  # its stub knows no **
 
     def finish(self, spec: ModelSpec, variants: list[Variant], provenance: Mapping[str, Any]) -> None:
         """Hash every file and write the manifest."""

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from edgepose.skeletons import Skeleton, get_skeleton
 from edgepose.types import Poses
 
-__all__ = ["draw_poses", "draw_text"]
+__all__ = ["JOINT", "OUTLINE", "draw_poses", "draw_text", "limb_color"]
 
 _LEFT, _RIGHT, _MIDDLE = (80, 220, 60), (60, 130, 255), (255, 200, 60)  # BGR
-_JOINT, _OUTLINE = (255, 255, 255), (30, 30, 30)
+JOINT, OUTLINE = (255, 255, 255), (30, 30, 30)
 
 
 def draw_poses(frame_bgr: NDArray[np.uint8], poses: Poses, threshold: float = 0.2) -> NDArray[np.uint8]:
@@ -31,12 +31,12 @@ def draw_poses(frame_bgr: NDArray[np.uint8], poses: Poses, threshold: float = 0.
         limbs = [edge for edge in skeleton.edges if min(scores[list(edge)]) >= threshold]
         for thickness, outline in ((width + 2, True), (width, False)):
             for a, b in limbs:
-                color = _OUTLINE if outline else _color(skeleton, a, b)
+                color = OUTLINE if outline else limb_color(skeleton, a, b)
                 cv2.line(canvas, points[a], points[b], color, thickness, cv2.LINE_AA)
         for point, score in zip(points, scores, strict=True):
             if score >= threshold:
-                cv2.circle(canvas, point, width + 1, _OUTLINE, -1, cv2.LINE_AA)
-                cv2.circle(canvas, point, width, _JOINT, -1, cv2.LINE_AA)
+                cv2.circle(canvas, point, width + 1, OUTLINE, -1, cv2.LINE_AA)
+                cv2.circle(canvas, point, width, JOINT, -1, cv2.LINE_AA)
     return np.asarray(canvas, dtype=np.uint8)
 
 
@@ -45,11 +45,12 @@ def draw_text(canvas: NDArray[np.uint8], text: str) -> None:
     scale = max(0.45, canvas.shape[0] / 1000)
     font, pad = cv2.FONT_HERSHEY_SIMPLEX, round(10 * scale)
     (width, height), below = cv2.getTextSize(text, font, scale, 1)
-    cv2.rectangle(canvas, (0, 0), (width + 2 * pad, height + below + 2 * pad), _OUTLINE, -1)
+    cv2.rectangle(canvas, (0, 0), (width + 2 * pad, height + below + 2 * pad), OUTLINE, -1)
     cv2.putText(canvas, text, (pad, height + pad), font, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-def _color(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
+def limb_color(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
+    """BGR of the limb between two joints: green on the left side of the body, orange on the right, blue between."""
     names = {skeleton.joints[a].split("_")[0], skeleton.joints[b].split("_")[0]}
     if "left" in names and "right" not in names:
         return _LEFT

@@ -18,37 +18,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgepose.decode import decode, flip_back
-from edgepose.errors import EdgePoseError, EngineError
+from edgepose.errors import EdgePoseError
 from edgepose.geometry import regions_from_boxes, xywh_to_xyxy, xyxy_to_xywh
+from edgepose.model import LoadedModel
 from edgepose.preprocess import crop
 from edgepose.sources import Frame
 from edgepose.tracking import Follower, find_person, looks_like_a_person, next_region
-from edgepose.types import Engine, ModelSpec, Poses
+from edgepose.types import ModelSpec, Poses
 
 __all__ = ["Estimator", "Sink", "Totals", "run"]
 
 
 _LARGEST = 1e6  # pixels: box coordinates beyond this are damaged data
-_MAX_BATCH = 32  # a search of an odd-shaped frame has many windows; memory grows with the batch
 
 
-class Estimator:
-    """Poses of single frames, with one engine. Made by :func:`edgepose.load`.
-
-    Attributes:
-        engine: The loaded model.
-        spec: Its I/O contract.
-        variant: Which artifact this is, for people.
-    """
-
-    def __init__(self, engine: Engine, spec: ModelSpec, variant: str = "") -> None:
-        self.engine = engine
-        self.spec = spec
-        self.variant = variant
-        fixed = engine.inputs[0].shape[0]
-        self._fixed = fixed is not None
-        self._batch = fixed or _MAX_BATCH
-        self._map_shape = tuple(int(side or 0) for side in spec.output.shape[1:])
+class Estimator(LoadedModel):
+    """Poses of single frames, with one engine. Made by :func:`edgepose.load`."""
 
     def estimate(self, frame_bgr: NDArray[np.uint8], boxes: ArrayLike | None = None) -> Poses:
         """Poses of the people in one frame.
@@ -90,25 +75,11 @@ class Estimator:
         Raises:
             EngineError: The engine failed, or answered with NaN or infinity.
         """
-        parts = [self._run(crops[i : i + self._batch]) for i in range(0, len(crops), self._batch)]
-        none = np.zeros((0, *self._map_shape), np.float32)
-        answer: NDArray[np.float32] = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
+        answer = self.infer(crops)
         if flip:
-            mirrored = self.heatmaps(np.ascontiguousarray(crops[:, :, ::-1]))
-            answer = np.mean([answer, flip_back(mirrored, self.spec.joints.flip_order)], axis=0, dtype=np.float32)
-        if not np.isfinite(answer.sum()):
-            raise EngineError(
-                f"{self.engine.name} on {self.engine.device} answered with NaN or infinity ({self.variant}): "
-                "try another device or the FP32 variant"
-            )
+            mirrored = flip_back(self.infer(np.ascontiguousarray(crops[:, :, ::-1])), self.spec.joints.flip_order)
+            answer = np.mean([answer, mirrored], axis=0, dtype=np.float32)
         return answer
-
-    def _run(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One engine call; where the engine has a fixed batch, fewer crops are padded and the padding cut off."""
-        missing = self._batch - len(crops) if self._fixed else 0
-        padded = np.pad(crops, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else crops
-        heatmaps: NDArray[np.float32] = self.engine.run({self.spec.input.name: padded})[self.spec.output.name]
-        return heatmaps[: len(crops)]
 
     def best_region(self, frame_bgr: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float, bool]:
         """Region (1, 4) around the most person-like pose of a frame, its mean score, and whether it is a person."""
@@ -119,10 +90,6 @@ class Estimator:
     def follow(self) -> Follower:
         """A fresh single-person tracker that uses this estimator."""
         return Follower(self.poses_at, self.spec)
-
-    def close(self) -> None:
-        """Free the engine."""
-        self.engine.close()
 
 
 class Sink(Protocol):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.draw import draw_poses, draw_text
+from edgepose.draw3d import draw_panel
 from edgepose.errors import SinkError
 from edgepose.files import PartialFile, replace_file
 from edgepose.sources import Frame, quiet_opencv
@@ -19,6 +20,7 @@ from edgepose.types import Poses
 
 __all__ = ["JsonLinesSink", "VideoSink", "check_output"]
 
+_PANEL = 0.6  # width of the panel with poses in space, in heights of the picture
 _FOURCC = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
 
 
@@ -83,7 +85,7 @@ class JsonLinesSink(_FileSink):
 
 
 class VideoSink(_FileSink):
-    """The frames with skeletons drawn on them. The first frame sets the size; others are fitted into it."""
+    """The frames with skeletons drawn on them, and poses in space beside. The first frame sets the size."""
 
     def __init__(self, path: Path, fps: float, caption: str = "", threshold: float = 0.2) -> None:
         if path.suffix.lower() not in _FOURCC:
@@ -102,6 +104,9 @@ class VideoSink(_FileSink):
             SinkError: OpenCV cannot write such a video here.
         """
         canvas = draw_poses(frame.image_bgr, poses, self._threshold)
+        if poses.skeleton_xyz is not None:
+            height = canvas.shape[0]
+            canvas = np.hstack([canvas, draw_panel(poses, (round(_PANEL * height) // 2 * 2, height))])
         if self._caption:
             draw_text(canvas, self._caption)
         if self._writer is None:

@@ -194,7 +194,9 @@ class Poses:
         boxes_xyxy: (N, 4) float32, the boxes that the crops were made from, image pixels.
         skeleton: Name of the joints' order.
         track_ids: (N,) int64, or None where nothing tracks.
-        keypoints_xyz: (N, K, 3) float32 metres, root-relative, or None where nothing lifts.
+        keypoints_xyz: (N, J, 3) float32 metres in the camera's frame (x right, y down, z away), relative to the
+            pelvis; NaN for a person of whom too few joints are known; None where nothing lifts.
+        skeleton_xyz: Name of the order of those J joints, or None where nothing lifts.
     """
 
     keypoints_xy: NDArray[np.float32]
@@ -203,12 +205,16 @@ class Poses:
     skeleton: str
     track_ids: NDArray[np.int64] | None = None
     keypoints_xyz: NDArray[np.float32] | None = None
+    skeleton_xyz: str | None = None
 
     def __post_init__(self) -> None:
         joints = len(get_skeleton(self.skeleton).joints)
         n = len(self.keypoints_xy)
-        shapes = {"keypoints_xy": (n, joints, 2), "scores": (n, joints), "boxes_xyxy": (n, 4)}
-        shapes |= {"track_ids": (n,), "keypoints_xyz": (n, joints, 3)}
+        shapes = {"keypoints_xy": (n, joints, 2), "scores": (n, joints), "boxes_xyxy": (n, 4), "track_ids": (n,)}
+        if (self.keypoints_xyz is None) != (self.skeleton_xyz is None):
+            raise EdgePoseError("Poses: keypoints_xyz and skeleton_xyz go together")
+        if self.skeleton_xyz is not None:
+            shapes["keypoints_xyz"] = (n, len(get_skeleton(self.skeleton_xyz).joints), 3)
         for name, shape in shapes.items():
             array = getattr(self, name)
             if array is None:
@@ -266,7 +272,10 @@ class Poses:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists for JSON: skeleton and people with box, keypoints [x, y, score] and what else is known."""
+        """Plain lists for JSON: skeleton and people with box, keypoints [x, y, score] and what else is known.
+
+        A person who cannot be lifted has ``keypoints_xyz`` null.
+        """
         people = []
         for i in range(len(self)):
             joints = np.concatenate([self.keypoints_xy[i], self.scores[i, :, None]], axis=1)
@@ -278,9 +287,15 @@ class Poses:
             if self.track_ids is not None:
                 person["track_id"] = int(self.track_ids[i])
             if self.keypoints_xyz is not None:
-                person["keypoints_xyz"] = [[round(float(v), 4) for v in joint] for joint in self.keypoints_xyz[i]]
+                person["keypoints_xyz"] = _rounded_or_none(self.keypoints_xyz[i])
             people.append(person)
-        return {"skeleton": self.skeleton, "people": people}
+        lifted = {} if self.skeleton_xyz is None else {"skeleton_xyz": self.skeleton_xyz}
+        return {"skeleton": self.skeleton, **lifted, "people": people}
+
+
+def _rounded_or_none(xyz: NDArray[np.float32]) -> list[list[float]] | None:
+    """To a tenth of a millimetre; JSON has no NaN."""
+    return [[round(float(v), 4) for v in joint] for joint in xyz] if np.isfinite(xyz).all() else None
 
 
 class Engine(Protocol):

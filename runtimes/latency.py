@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.decode import decode
 from edgepose.errors import EngineError
-from edgepose.pipeline import Estimator
+from edgepose.lifting import normalise
+from edgepose.model import LoadedModel
 from edgepose.preprocess import crop
+from edgepose.types import ModelSpec
 
 __all__ = ["LatencyRow", "measure_latency", "peak_rss_mb"]
 
@@ -27,7 +30,8 @@ class LatencyRow:
     """One variant. Times are milliseconds per call with ``batch`` people.
 
     Attributes:
-        pre_ms, decode_ms: Medians of cropping from a 1280 x 720 frame and of decoding.
+        pre_ms, decode_ms: Medians of cropping from a 1280 x 720 frame and of decoding; of a lifting model, of
+            normalising keypoints, and nothing.
         infer_ms: Median, and p95_ms and p99_ms the percentiles, of the engine alone.
         cpu_ms: Median CPU time of the engine, all threads together.
         fps: People per second of the three stages one after the other: batch / (pre + infer + decode).
@@ -59,7 +63,7 @@ class _Times:
 
 
 def measure_latency(
-    estimators: Mapping[str, Estimator],
+    models: Mapping[str, LoadedModel],
     *,
     iterations: int = 100,
     warmup: int = 10,
@@ -68,57 +72,69 @@ def measure_latency(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[LatencyRow]:
-    """Time pre-processing, inference and decoding of each estimator, in turn, again and again.
+    """Time pre-processing, inference and decoding of each model, in turn, again and again.
 
     Args:
-        estimators: By variant name; all of one model.
+        models: By variant name; all of one model.
         iterations: Timed rounds.
         warmup: Rounds before them that are not counted.
         batch: People per call.
-        threads: What the estimators were loaded with; recorded.
-        seed: Seed of the frame's pixels and of the order within a round.
+        threads: What the models were loaded with; recorded.
+        seed: Seed of the input and of the order within a round.
         progress: Told how many rounds are done, and out of how many.
     """
-    spec = next(iter(estimators.values())).spec
     rng = np.random.default_rng(seed)
-    frame = rng.integers(0, 256, (_FRAME_WH[1], _FRAME_WH[0], 3), dtype=np.uint8)
-    height = 0.8 * _FRAME_WH[1]
-    regions = np.tile([_FRAME_WH[0] / 2, _FRAME_WH[1] / 2, height * spec.aspect, height], (batch, 1))
-    names = list(estimators)
+    prepare, finish = _stages(next(iter(models.values())).spec, batch, rng)
+    names = list(models)
     times = {name: _Times() for name in names}
     for i in range(warmup + iterations):
         for name in rng.permutation(names):
-            _time_once(estimators[name], frame, regions, times[name] if i >= warmup else _Times())
+            _time_once(models[name], prepare, finish, times[name] if i >= warmup else _Times())
         progress(i + 1, warmup + iterations)
-    return _rows(estimators, times, batch, threads)
+    return _rows(models, times, batch, threads)
 
 
-def _time_once(estimator: Estimator, frame: NDArray[np.uint8], regions: NDArray[np.float64], times: _Times) -> None:
+Prepare = Callable[[], NDArray[Any]]
+Finish = Callable[[NDArray[np.float32]], object]
+
+
+def _stages(spec: ModelSpec, batch: int, rng: np.random.Generator) -> tuple[Prepare, Finish]:
+    """What comes before the engine, and after it."""
+    if spec.task == "lift3d":
+        people = rng.uniform(0, _FRAME_WH[1], (batch, len(spec.joints.joints), 2))
+        return lambda: normalise(people, _FRAME_WH, str(spec.normalisation)), lambda xyz: None
+    frame = rng.integers(0, 256, (_FRAME_WH[1], _FRAME_WH[0], 3), dtype=np.uint8)
+    height = 0.8 * _FRAME_WH[1]
+    regions = np.tile([_FRAME_WH[0] / 2, _FRAME_WH[1] / 2, height * spec.aspect, height], (batch, 1))
+    return lambda: crop(frame, regions, spec.input_wh), lambda heatmaps: decode(heatmaps, regions)
+
+
+def _time_once(model: LoadedModel, prepare: Prepare, finish: Finish, times: _Times) -> None:
     clock, start = time.perf_counter, time.perf_counter()
-    crops = crop(frame, regions, estimator.spec.input_wh)
-    cropped, cpu = clock(), time.process_time()
-    heatmaps = estimator.heatmaps(crops)
+    inputs = prepare()
+    prepared, cpu = clock(), time.process_time()
+    answers = model.infer(inputs)
     inferred, cpu_inferred = clock(), time.process_time()
-    decode(heatmaps, regions)
-    times.pre.append(cropped - start)
-    times.infer.append(inferred - cropped)
+    finish(answers)
+    times.pre.append(prepared - start)
+    times.infer.append(inferred - prepared)
     times.cpu.append(cpu_inferred - cpu)
     times.decode.append(clock() - inferred)
 
 
 def _rows(
-    estimators: Mapping[str, Estimator], times: Mapping[str, _Times], batch: int, threads: int | None
+    models: Mapping[str, LoadedModel], times: Mapping[str, _Times], batch: int, threads: int | None
 ) -> list[LatencyRow]:
-    fp32 = next((_median_ms(times[name].infer) for name in estimators if name.endswith("-fp32")), None)
+    fp32 = next((_median_ms(times[name].infer) for name in models if name.endswith("-fp32")), None)
     rows = []
-    for name, estimator in estimators.items():
+    for name, model in models.items():
         t = times[name]
         pre, infer, post = _median_ms(t.pre), _median_ms(t.infer), _median_ms(t.decode)
         rows.append(
             LatencyRow(
                 variant=name,
-                engine=estimator.engine.name,
-                device=estimator.engine.device,
+                engine=model.engine.name,
+                device=model.engine.device,
                 threads=threads,
                 batch=batch,
                 iterations=len(t.infer),
@@ -147,12 +163,12 @@ _RSS_PROBE = """
 import sys
 import numpy as np
 from pathlib import Path
-from edgepose.runtimes.load import load
+from edgepose.runtimes.load import load_model
 path, engine, device, threads, batch = sys.argv[1:]
-estimator = load(path, engine, device, threads=int(threads) or None, self_test=False)
-width, height = estimator.spec.input_wh
+model = load_model(path, engine, device, threads=int(threads) or None, self_test=False)
+tensor = model.spec.input
 for _ in range(3):
-    estimator.heatmaps(np.zeros((int(batch), height, width, 3), np.uint8))
+    model.infer(np.zeros((int(batch), *tensor.shape[1:]), tensor.dtype))
 try:
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")))

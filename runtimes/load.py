@@ -1,17 +1,30 @@
-"""``edgepose.load``: a bundle or a lone model file becomes an Estimator, checked before it is handed over."""
+"""``edgepose.load``: a bundle or a lone model file becomes an Estimator or Lifter, checked before it is handed over."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from edgepose.bundle import MANIFEST, Bundle, Variant
 from edgepose.errors import BundleError, EngineError
+from edgepose.lifter import Lifter
+from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.registry import engines, open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
 
-__all__ = ["fits", "load", "load_file", "model_bytes", "model_files", "self_test"]
+__all__ = [
+    "fits",
+    "load",
+    "load_file",
+    "load_lifter",
+    "load_model",
+    "load_model_file",
+    "model_bytes",
+    "model_files",
+    "self_test",
+]
 
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
@@ -26,7 +39,7 @@ def load(
     self_test: bool = True,
     mode: str | None = None,
 ) -> Estimator:
-    """Load a bundle, or one model file that edgepose wrote.
+    """Load a 2D model: a bundle, or one model file that edgepose wrote.
 
     Args:
         path: A bundle folder, or a file such as ``onnx-int8.onnx``, inside its bundle or copied elsewhere.
@@ -44,6 +57,41 @@ def load(
         EngineUnavailable: The engine or the device is not on this machine.
         EngineError: The engine cannot load the model, or its answers are off.
     """
+    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, mode=mode)
+    return _as_estimator(model, Path(path))
+
+
+def load_lifter(
+    path: str | Path,
+    engine: str | None = None,
+    device: str = "auto",
+    variant: str | None = None,
+    *,
+    threads: int | None = None,
+    self_test: bool = True,
+    mode: str | None = None,
+) -> Lifter:
+    """Load a bundle or model file that lifts 2D keypoints into space; arguments and errors as for :func:`load`."""
+    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, mode=mode)
+    if not isinstance(model, Lifter):
+        model.close()
+        raise BundleError(
+            f"{path}: {model.spec.name} finds joints in pictures, and a lifting model (2D to 3D) is needed here"
+        )
+    return model
+
+
+def load_model(
+    path: str | Path,
+    engine: str | None = None,
+    device: str = "auto",
+    variant: str | None = None,
+    *,
+    threads: int | None = None,
+    self_test: bool = True,
+    mode: str | None = None,
+) -> LoadedModel:
+    """Load a model for any task: an :class:`Estimator` or a :class:`Lifter`; see :func:`load`."""
     path = Path(path)
     if path.is_file() and variant not in (None, path.stem):
         raise BundleError(f"{path}: is one model file, variant {variant!r} cannot be chosen from it")
@@ -53,7 +101,7 @@ def load(
         if row is not None:
             return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
     if path.is_file():
-        return load_file(path, engine, device, threads=threads, mode=mode)
+        return load_model_file(path, engine, device, threads=threads, mode=mode)
     bundle = Bundle.open(path)
     row = bundle.variant(variant) if variant else _default_variant(bundle, engine, device)
     return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
@@ -67,14 +115,14 @@ def _from_bundle(
     threads: int | None,
     replay: bool,
     mode: str | None,
-) -> Estimator:
+) -> LoadedModel:
     opened = open_engine(bundle.checked_variant(row), engine, device, threads, mode=mode)
     if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
         raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
-    estimator = Estimator(opened, bundle.spec, row.name)
+    model = _MODELS[bundle.spec.task](opened, bundle.spec, row.name)
     if replay:
-        self_test(estimator, bundle, row)
-    return estimator
+        self_test(model, bundle, row)
+    return model
 
 
 def load_file(
@@ -85,13 +133,39 @@ def load_file(
     threads: int | None = None,
     mode: str | None = None,
 ) -> Estimator:
-    """Load one model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
+    """Load one 2D model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
 
     Raises:
         See :func:`load`.
     """
+    return _as_estimator(load_model_file(path, engine, device, threads=threads, mode=mode), path)
+
+
+def load_model_file(
+    path: Path,
+    engine: str | None = None,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    mode: str | None = None,
+) -> LoadedModel:
+    """The same for a model for any task."""
     opened = open_engine(path, engine, device, threads, mode=mode)
-    return Estimator(opened, _embedded_spec(opened, path), path.stem)
+    spec = _embedded_spec(opened, path)
+    return _MODELS[spec.task](opened, spec, path.stem)
+
+
+_MODELS: Mapping[str, type[LoadedModel]] = {"pose2d": Estimator, "lift3d": Lifter}
+
+
+def _as_estimator(model: LoadedModel, path: Path) -> Estimator:
+    if not isinstance(model, Estimator):
+        model.close()
+        raise BundleError(
+            f"{path}: {model.spec.name} lifts 2D joints into space, and a model that takes pictures is needed here: "
+            "give this one with --lift (in Python: edgepose.load_lifter)"
+        )
+    return model
 
 
 def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant:
@@ -135,7 +209,7 @@ def fits(spec: ModelSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorS
     ]
 
 
-def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:
+def self_test(model: LoadedModel, bundle: Bundle, row: Variant) -> None:
     """Replay the golden inputs and compare with the FP32 answers.
 
     The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding.
@@ -144,12 +218,12 @@ def self_test(estimator: Estimator, bundle: Bundle, row: Variant) -> None:
         EngineError: The answers are off.
     """
     golden = bundle.golden()
-    error = golden.error_of(estimator.heatmaps(golden.image))
+    error = golden.error_of(model.infer(golden.inputs))
     limit = 1.5 * row.golden_error + 0.01
     if not error <= limit:
         raise EngineError(
-            f"{bundle.path / row.file}: self-test failed on {estimator.engine.name} {estimator.engine.device}: "
-            f"heatmaps are {error:.1%} off the FP32 answers, {row.golden_error:.1%} when converted "
+            f"{bundle.path / row.file}: self-test failed on {model.engine.name} {model.engine.device}: "
+            f"{model.spec.output.name} are {error:.1%} off the FP32 answers, {row.golden_error:.1%} when converted "
             f"(limit {limit:.1%}): check engine version and driver, or load with --no-self-test"
         )
 

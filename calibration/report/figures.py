@@ -12,7 +12,7 @@ from edgepose.calibration.report.plots import Axis, Bars, Line, bar_chart, line_
 from edgepose.calibration.report.wording import TIMES, figure, joint_losses, labelled, number, unit_of
 from edgepose.skeletons import Skeleton, get_skeleton
 
-__all__ = ["crops_section", "errors_section", "joints_section", "scores_section", "speed_section"]
+__all__ = ["crops_section", "errors_section", "joints_section", "percentile_line", "scores_section", "speed_section"]
 
 _SHOWN_PERCENT = 95
 _FEW_JOINTS = 30
@@ -70,12 +70,12 @@ def errors_section(validation: Validation) -> str:
     """How far joints are from the truth, and from the baseline's."""
     tone = tones(validation)
     error = [
-        _percentile_line(row.variant, row.accuracy.error_percentiles, tone[row.variant])
+        percentile_line(row.variant, row.accuracy.error_percentiles, tone[row.variant])
         for row in validation.rows
         if row.accuracy and row.accuracy.error_percentiles
     ]
     shift = [
-        _percentile_line(row.variant, row.agreement.shift_percentiles, tone[row.variant]) for row in _others(validation)
+        percentile_line(row.variant, row.agreement.shift_percentiles, tone[row.variant]) for row in _others(validation)
     ]
     axes = Axis("distance, crop pixels", low=0), Axis("joints within, %", 0, 100)
     charts = []
@@ -92,7 +92,7 @@ def errors_section(validation: Validation) -> str:
     return section("errors", "How far off", body)
 
 
-def _percentile_line(name: str, values: Sequence[float], tone: int) -> Line:
+def percentile_line(name: str, values: Sequence[float], tone: int) -> Line:
     """Percentiles as a cumulative curve, without the last few."""
     return Line(name, [(value, float(i)) for i, value in enumerate(values[: _SHOWN_PERCENT + 1])], tone)
 

@@ -16,20 +16,29 @@ from edgepose.calibration.report.figures import (
     scores_section,
     speed_section,
 )
-from edgepose.calibration.report.parts import STYLE, cell, definitions, keyed, section, shown, table, tones
+from edgepose.calibration.report.parts import (
+    cell,
+    definitions,
+    document,
+    keyed,
+    provenance_section,
+    section,
+    shown,
+    table,
+    tones,
+    unit,
+    verdict_item,
+)
 from edgepose.calibration.report.wording import (
     DASH,
     FEW_PEOPLE,
     MINUS,
     TIMES,
-    Verdict,
     caption,
     clean,
     figure,
     labelled,
-    leaves,
     number,
-    plain,
     summary,
     unit_of,
     verdicts,
@@ -38,7 +47,6 @@ from edgepose.calibration.report.wording import (
 
 __all__ = ["report_html"]
 
-_PILLS = {"baseline": "BASELINE", "pass": "✓ PASS", "fail": "✗ FAIL", "measured": "MEASURED", "absent": "NOT HERE"}
 _SIZES = ("small", "medium", "large")
 _SKIPPED = 20
 
@@ -64,20 +72,10 @@ def report_html(validation: Validation, provenance: Mapping[str, Any], max_drop:
         speed_section(validation),
         _figures(validation),
         _measured(validation),
-        _provenance(provenance),
+        provenance_section(provenance),
         _glossary(validation),
     ]
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{shown(title)}</title><style>{STYLE}</style></head>"
-    )
-    top = _top(validation, provenance, max_drop, title)
-    return (
-        f"{head}<body><main>{top}{''.join(sections)}<footer>Made by edgepose validate.</footer></main></body></html>\n"
-    )
+    return document(title, _top(validation, provenance, max_drop, title), *sections)
 
 
 def _data_name(validation: Validation) -> str:
@@ -86,7 +84,7 @@ def _data_name(validation: Validation) -> str:
 
 def _top(validation: Validation, provenance: Mapping[str, Any], max_drop: float | None, title: str) -> str:
     tone = {clean(name): key for name, key in tones(validation).items()}
-    items = "".join(_verdict(verdict, tone.get(verdict.variant)) for verdict in verdicts(validation, max_drop))
+    items = "".join(verdict_item(verdict, tone.get(verdict.variant)) for verdict in verdicts(validation, max_drop))
     return (
         f'<header><p class="eyebrow">edgepose validation</p><h1>{shown(title)}</h1>'
         f'<p class="lead">{shown(summary(validation, max_drop))}.</p>'
@@ -94,24 +92,18 @@ def _top(validation: Validation, provenance: Mapping[str, Any], max_drop: float 
     )
 
 
-def _verdict(verdict: Verdict, tone: int | None) -> str:
-    name = f"<b>{shown(verdict.variant)}</b>" if tone is None else keyed(verdict.variant, tone)
-    pill = f'<span class="pill">{_PILLS[verdict.state]}</span>'
-    return f'<li class="{verdict.state}">{pill}<span>{name}: {shown(verdict.text)}</span></li>'
-
-
 def _results(validation: Validation, max_drop: float | None) -> str:
     accuracy = labelled(validation)
-    metric = [f"{shown(accuracy.metric)}{_unit(accuracy.unit)}"] if accuracy else []
+    metric = [f"{shown(accuracy.metric)}{unit(accuracy.unit)}"] if accuracy else []
     head = [
-        "Variant", *metric, f"Drop{_unit(unit_of(validation))}", "Mean OKS", f"OKS{_unit('5th percentile')}",
-        f"Shift{_unit('mean, px')}", f"Shift{_unit('p95, px')}", f"Lost{_unit('% of joints')}",
-        f"Worst joints{_unit('drop' if accuracy else 'px')}", f"Latency{_unit('ms')}", f"Size{_unit('MB')}",
+        "Variant", *metric, f"Drop{unit(unit_of(validation))}", "Mean OKS", f"OKS{unit('5th percentile')}",
+        f"Shift{unit('mean, px')}", f"Shift{unit('p95, px')}", f"Lost{unit('% of joints')}",
+        f"Worst joints{unit('drop' if accuracy else 'px')}", f"Latency{unit('ms')}", f"Size{unit('MB')}",
     ]  # fmt: skip
     bad = {v.variant for v in verdicts(validation, max_drop) if v.state == "fail"}
     key = tones(validation)
     rows = [
-        (keyed(row.variant, key[row.variant]) + _unit(row.engine), _cells(validation, row, bad))
+        (keyed(row.variant, key[row.variant]) + unit(row.engine), _cells(validation, row, bad))
         for row in validation.rows
     ]
     failed = [
@@ -125,13 +117,9 @@ def _results(validation: Validation, max_drop: float | None) -> str:
     return section("results", "Results", table(head, [*rows, *failed], "Results per variant"), _remarks(validation))
 
 
-def _unit(unit: str) -> str:
-    return f'<span class="unit">{shown(unit)}</span>'
-
-
 def _cells(validation: Validation, row: VariantEvidence, bad: Iterable[str]) -> list[str]:
     a = row.agreement
-    spread = _unit(f"{number(row.drop_interval[0])} to {number(row.drop_interval[1])}") if row.drop_interval else ""
+    spread = unit(f"{number(row.drop_interval[0])} to {number(row.drop_interval[1])}") if row.drop_interval else ""
     drop = cell(number(validation.drop_of(row)) + spread, "bad" if clean(row.variant) in bad else "")
     joints = "<br>".join(shown(worst_joints(validation, row)).split(", "))
     compared = [
@@ -167,7 +155,7 @@ def _sizes(validation: Validation) -> str:
     if not (values or oks):
         return ""
     name = accuracy.joint_metric or accuracy.metric if accuracy else ""
-    head = ["Variant", *(shown(size) + _unit(name) for size in values), *(shown(size) + _unit("OKS") for size in oks)]
+    head = ["Variant", *(shown(size) + unit(name) for size in values), *(shown(size) + unit("OKS") for size in oks)]
     rows = [
         (
             keyed(row.variant, tone[row.variant]),
@@ -188,7 +176,7 @@ def _size_value(validation: Validation, row: VariantEvidence, size: str) -> str:
     if base is None or base is row or base.accuracy is None:
         return cell(figure(value))
     loss = (base.accuracy.per_size.get(size, math.nan) - value) * (1 if base.accuracy.higher_is_better else -1)
-    return cell(figure(value) + (_unit(f"drop {number(loss)}") if math.isfinite(loss) else ""))
+    return cell(figure(value) + (unit(f"drop {number(loss)}") if math.isfinite(loss) else ""))
 
 
 def _size_oks(validation: Validation, row: VariantEvidence, size: str) -> str:
@@ -216,7 +204,7 @@ def _jitter(validation: Validation) -> str:
         if (jitter := row.agreement.jitter_px) is not None
     ]
     note = "<p class=soft>Mean acceleration of the joints over consecutive frames. People move too: compare.</p>"
-    head = ["Variant", f"Jitter{_unit('px per frame²')}", f"Against{_unit(validation.baseline)}"]
+    head = ["Variant", f"Jitter{unit('px per frame²')}", f"Against{unit(validation.baseline)}"]
     return section("jitter", "Jitter", note, table(head, rows, "Jitter per variant"))
 
 
@@ -224,10 +212,10 @@ def _figures(validation: Validation) -> str:
     """Everything that was measured, one column per variant."""
     tone = tones(validation)
     stats = list(dict.fromkeys(name for row in validation.rows if row.accuracy for name in row.accuracy.stats))
-    unit = unit_of(validation)
+    unit_text = unit_of(validation)
     rows = [
         (
-            f"{shown(name)} <span class=soft>{shown(unit)}</span>",
+            f"{shown(name)} <span class=soft>{shown(unit_text)}</span>",
             [cell(figure(row.accuracy.stats.get(name) if row.accuracy else None)) for row in validation.rows],
         )
         for name in stats
@@ -286,14 +274,6 @@ def _cpu(validation: Validation) -> str:
     share = number(100 * host / total, 1)
     outside = f"{number(host, 1)} s ({share} %) outside the engines: reading, cropping, decoding, counting"
     return f"{number(total, 1)} s over all threads, of which {outside}"
-
-
-def _provenance(provenance: Mapping[str, Any]) -> str:
-    rows = [
-        (shown(path), [cell(f"<code>{shown(text)}</code>", "long")]) for path, text in leaves(plain(provenance)) if path
-    ]
-    body = table(["What", "Value"], rows, "Provenance") if rows else ""
-    return section("provenance", "Provenance", body)
 
 
 _TERMS = {

@@ -19,7 +19,7 @@ from edgepose.calibration.report.wording import (
     worst_joints,
 )
 
-__all__ = ["report_markdown"]
+__all__ = ["escaped", "line", "report_markdown"]
 
 
 def report_markdown(validation: Validation, provenance: Mapping[str, Any], max_drop: float | None) -> str:
@@ -34,23 +34,23 @@ def report_markdown(validation: Validation, provenance: Mapping[str, Any], max_d
     rows = [_row(validation, row, max_drop) for row in validation.rows]
     width = len(head)
     failed = [
-        [_cell(name), f"**FAILED**: {_cell(reason)}", *[DASH] * (width - 2)]
+        [escaped(name), f"**FAILED**: {escaped(reason)}", *[DASH] * (width - 2)]
         for name, reason in validation.failed.items()
     ]
-    failed += [[_cell(n), f"not here: {_cell(why)}", *[DASH] * (width - 2)] for n, why in validation.absent.items()]
+    failed += [[escaped(n), f"not here: {escaped(why)}", *[DASH] * (width - 2)] for n, why in validation.absent.items()]
     rule = [":--", ":--", *["--:"] * 5, ":--", "--:", "--:"]
-    table = "\n".join(_line(cells) for cells in [head, rule, *rows, *failed])
-    return "\n\n".join([f"**{_cell(summary(validation, max_drop))}**", table, *_notes(validation, provenance)]) + "\n"
+    table = "\n".join(line(cells) for cells in [head, rule, *rows, *failed])
+    return "\n\n".join([f"**{escaped(summary(validation, max_drop))}**", table, *_notes(validation, provenance)]) + "\n"
 
 
 def _head(validation: Validation) -> list[str]:
     accuracy = labelled(validation)
-    metric = _cell(accuracy.metric) if accuracy else "metric"
+    metric = escaped(accuracy.metric) if accuracy else "metric"
     unit = unit_of(validation)
     joints = "worst joints (drop)" if accuracy else "worst joints (px)"
     shift = ["mean OKS", "shift px", "p95 px"]
-    named = f"{metric}, {_cell(unit)}" if accuracy else metric
-    return ["variant", "engine", named, f"drop, {_cell(unit)}", *shift, joints, "latency ms", "MB"]
+    named = f"{metric}, {escaped(unit)}" if accuracy else metric
+    return ["variant", "engine", named, f"drop, {escaped(unit)}", *shift, joints, "latency ms", "MB"]
 
 
 def _row(validation: Validation, row: VariantEvidence, max_drop: float | None) -> list[str]:
@@ -59,25 +59,25 @@ def _row(validation: Validation, row: VariantEvidence, max_drop: float | None) -
     state = next(v.state for v in verdicts(validation, max_drop) if v.variant == clean(row.variant))
     drop = number(validation.drop_of(row))
     return [
-        _cell(row.variant),
-        _cell(row.engine),
+        escaped(row.variant),
+        escaped(row.engine),
         figure(row.accuracy.value) if row.accuracy else DASH,
         "baseline" if is_base else f"**{drop} FAILED**" if state == "fail" else drop,
         *([DASH] * 4 if is_base else [number(a.mean_oks, 4), number(a.mean_shift_px), number(a.p95_shift_px)]),
-        *([] if is_base else [_cell(worst_joints(validation, row))]),
+        *([] if is_base else [escaped(worst_joints(validation, row))]),
         number(row.latency_ms, 1),
         number(row.megabytes, 1),
     ]
 
 
 def _notes(validation: Validation, provenance: Mapping[str, Any]) -> list[str]:
-    remarks = [_cell(text) for row in validation.rows if row.accuracy for text in row.accuracy.remarks]
+    remarks = [escaped(text) for row in validation.rows if row.accuracy for text in row.accuracy.remarks]
     lines = [f"- {text}" for text in dict.fromkeys(remarks)]
     notes = ["\n".join(lines)] if lines else []
-    return [*notes, f"<sub>{_cell(caption(validation, provenance))}</sub>"]
+    return [*notes, f"<sub>{escaped(caption(validation, provenance))}</sub>"]
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that neither ends a cell nor is read as markup."""
     safe = clean(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "|`*_[]":
@@ -85,5 +85,6 @@ def _cell(text: str) -> str:
     return safe
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """One row of a table."""
     return f"| {' | '.join(cells)} |"

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from edgepose.calibration.evidence import Validation
 from edgepose.calibration.report.plots import PLOT_CSS, TONES, swatch
-from edgepose.calibration.report.wording import clean
+from edgepose.calibration.report.wording import Verdict, clean, leaves, plain
 
-__all__ = ["STYLE", "cell", "chart", "definitions", "keyed", "section", "shown", "table", "tones"]
+__all__ = [
+    "STYLE",
+    "cell",
+    "chart",
+    "definitions",
+    "document",
+    "keyed",
+    "provenance_section",
+    "section",
+    "shown",
+    "table",
+    "tones",
+    "unit",
+    "verdict_item",
+]
 
 _SHORT = 20
+_PILLS = {"baseline": "BASELINE", "pass": "✓ PASS", "fail": "✗ FAIL", "measured": "MEASURED", "absent": "NOT HERE"}
 
 _SHEET = """
 :root{color-scheme:light dark;--bg:#f7f7f5;--panel:#fff;--ink:#1b1f26;--soft:#59616e;--rule:#e3e4e8;--zebra:#fafafa;
@@ -88,6 +104,18 @@ STYLE = PLOT_CSS + _SHEET.replace("\n", "")
 """The whole style sheet of the page."""
 
 
+def document(title: str, *parts: str) -> str:
+    """The whole page, which needs nothing from elsewhere and forbids itself to ask."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{shown(title)}</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(parts)}<footer>Made by edgepose validate.</footer></main></body></html>\n"
+    )
+
+
 def shown(text: object) -> str:
     """Any text as HTML."""
     return escape(clean(text))
@@ -146,3 +174,24 @@ def chart(svg: str, caption: str = "") -> str:
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
     """Terms (text) and what they mean (HTML)."""
     return "<dl>" + "".join(f"<dt>{shown(term)}</dt><dd>{meaning}</dd>" for term, meaning in pairs) + "</dl>"
+
+
+def unit(text: str) -> str:
+    """Small text on a line of its own."""
+    return f'<span class="unit">{shown(text)}</span>'
+
+
+def verdict_item(verdict: Verdict, tone: int | None) -> str:
+    """A verdict with its pill; without a tone, the name alone."""
+    name = f"<b>{shown(verdict.variant)}</b>" if tone is None else keyed(verdict.variant, tone)
+    pill = f'<span class="pill">{_PILLS[verdict.state]}</span>'
+    return f'<li class="{verdict.state}">{pill}<span>{name}: {shown(verdict.text)}</span></li>'
+
+
+def provenance_section(provenance: Mapping[str, Any]) -> str:
+    """Every leaf of a nested mapping."""
+    rows = [
+        (shown(path), [cell(f"<code>{shown(text)}</code>", "long")]) for path, text in leaves(plain(provenance)) if path
+    ]
+    body = table(["What", "Value"], rows, "Provenance") if rows else ""
+    return section("provenance", "Provenance", body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -19,14 +19,20 @@ __all__ = [
     "amount",
     "caption",
     "clean",
+    "did_not_run",
+    "digits_over",
     "figure",
     "interval",
     "joint_losses",
     "labelled",
     "leaves",
+    "lookup",
+    "machine_words",
     "number",
     "plain",
+    "plural",
     "summary",
+    "tally",
     "unit_of",
     "verdicts",
     "worst_joints",
@@ -115,15 +121,13 @@ def verdicts(validation: Validation, max_drop: float | None) -> list[Verdict]:
     """One per variant: the baseline first, then the others as given, then those that did not run."""
     rows = sorted(validation.rows, key=lambda row: row.variant != validation.baseline)
     ran = [_verdict(validation, row, max_drop) for row in rows]
-    failed = [
-        Verdict(clean(name), "fail", f"FAILED: did not run: {clean(reason)}")
-        for name, reason in validation.failed.items()
-    ]
-    absent = [
-        Verdict(clean(name), "absent", f"did not run here: {clean(reason)}")
-        for name, reason in validation.absent.items()
-    ]
-    return ran + failed + absent
+    return ran + did_not_run(validation.failed, validation.absent)
+
+
+def did_not_run(failed: Mapping[str, str], absent: Mapping[str, str]) -> list[Verdict]:
+    """The verdicts on variants that are broken, and on those that are not for this machine."""
+    broken = [Verdict(clean(name), "fail", f"FAILED: did not run: {clean(why)}") for name, why in failed.items()]
+    return broken + [Verdict(clean(name), "absent", f"did not run here: {clean(why)}") for name, why in absent.items()]
 
 
 def _verdict(validation: Validation, row: VariantEvidence, max_drop: float | None) -> Verdict:
@@ -138,7 +142,7 @@ def _verdict(validation: Validation, row: VariantEvidence, max_drop: float | Non
     if math.isnan(drop):
         return Verdict(name, "fail", f"{headline}, FAILED: the drop is undefined, {max_drop} {unit} allowed")
     if drop > max_drop:
-        dropped = amount(drop, unit, _digits(drop, max_drop))
+        dropped = amount(drop, unit, digits_over(drop, max_drop))
         text = f"{headline}, FAILED: drops {dropped}{interval(row)}, {max_drop} allowed"
         return Verdict(name, "fail", text)
     text = f"{headline}, {_difference(validation, row, drop, unit)}: within the {max_drop} allowed"
@@ -175,30 +179,32 @@ def interval(row: VariantEvidence) -> str:
     return f" (95 %: a drop of {number(low)} to {number(high)})"
 
 
-def _digits(drop: float, limit: float) -> int:
+def digits_over(drop: float, limit: float) -> int:
     """Enough digits that a drop just over the limit does not read like the limit."""
     return next((digits for digits in range(2, 7) if round(drop, digits) > limit), 7)
 
 
 def summary(validation: Validation, max_drop: float | None) -> str:
     """One line over all verdicts."""
-    states = [verdict.state for verdict in verdicts(validation, max_drop)]
+    limit = None if max_drop is None else f"{max_drop} {unit_of(validation)}"
+    return tally(verdicts(validation, max_drop), len(validation.failed), limit, validation.baseline)
+
+
+def tally(found: Sequence[Verdict], broken: int, limit: str | None, baseline: str, noun: str = "variant") -> str:
+    """How many stay within a limit (text with its unit), and what became of the others; ``broken`` did not run."""
+    states = [verdict.state for verdict in found]
     judged, bad = len([s for s in states if s not in ("baseline", "absent")]), states.count("fail")
-    if max_drop is None:
-        ran = f"{judged - bad} of {_plural(judged, 'variant')} measured against {clean(validation.baseline)}; "
-        return ran + "no limit was set"
-    stay = "stays" if judged == 1 else "stay"
-    kept = f"{judged - bad} of {_plural(judged, 'variant')} {stay} within {max_drop} {unit_of(validation)} of "
-    broken = len(validation.failed)
-    counts = (
-        (bad - broken, "over the limit"),
-        (broken, "did not run"),
-        (len(validation.absent), "not for this machine"),
-    )
-    return kept + clean(validation.baseline) + "".join(f"; {count} {what}" for count, what in counts if count)
+    kept = f"{judged - bad} of {plural(judged, noun)}"
+    if limit is None:
+        return f"{kept} measured against {clean(baseline)}; no limit was set"
+    absent = states.count("absent")
+    counts = (bad - broken, "over the limit"), (broken, "did not run"), (absent, "not for this machine")
+    kept += f" {'stays' if judged == 1 else 'stay'} within {limit} of {clean(baseline)}"
+    return kept + "".join(f"; {count} {what}" for count, what in counts if count)
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """``1 crop``, ``1,200 crops``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -206,28 +212,30 @@ def caption(validation: Validation, provenance: Mapping[str, Any]) -> str:
     """What was measured, on how much of it, with which versions, on which processor."""
     parts = [
         f"{clean(PurePath(validation.data).name or validation.data)} ({clean(validation.kind)}): "
-        f"{_plural(validation.crops, 'crop')} of {_plural(validation.images, 'picture')}",
+        f"{plural(validation.crops, 'crop')} of {plural(validation.images, 'picture')}",
         f"boxes: {clean(validation.boxes)}",
         f"flip test {'on' if validation.flip else 'off'}",
     ]
     if validation.skipped:
-        parts.append(f"{_plural(len(validation.skipped), 'picture')} skipped")
-    numbers = _find(provenance, "versions")
-    if isinstance(numbers, Mapping):
-        parts.append(", ".join(f"{clean(name)} {clean(value)}" for name, value in numbers.items()))
-    cpu = _find(provenance, "cpu")
-    if cpu:
-        parts.append(", ".join(value for _, value in leaves(plain(cpu))))
-    return "; ".join(parts)
+        parts.append(f"{plural(len(validation.skipped), 'picture')} skipped")
+    return "; ".join(parts + machine_words(provenance))
 
 
-def _find(value: Any, key: str) -> Any:
+def machine_words(provenance: Mapping[str, Any]) -> list[str]:
+    """Versions and processor, as far as they are known."""
+    found, cpu = lookup(provenance, "versions"), lookup(provenance, "cpu")
+    versions = [f"{clean(name)} {clean(value)}" for name, value in found.items()] if isinstance(found, Mapping) else []
+    parts = [", ".join(versions), ", ".join(value for _, value in leaves(plain(cpu))) if cpu else ""]
+    return [part for part in parts if part]
+
+
+def lookup(value: Any, key: str) -> Any:
     """The first value under a key, anywhere in a nested mapping; None without."""
     if not isinstance(value, Mapping):
         return None
     if key in value:
         return value[key]
-    return next((found for item in value.values() if (found := _find(item, key)) is not None), None)
+    return next((found for item in value.values() if (found := lookup(item, key)) is not None), None)
 
 
 def plain(value: Any) -> Any:

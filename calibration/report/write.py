@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edgepose.bundle import MANIFEST
-from edgepose.calibration.evidence import Validation, evidence_dict
+from edgepose.calibration.evidence import LiftValidation, Validation, evidence_dict
 from edgepose.calibration.report.html import report_html
+from edgepose.calibration.report.lifting import lift_report_html, lift_report_markdown, lift_verdicts
 from edgepose.calibration.report.markdown import report_markdown
-from edgepose.calibration.report.wording import plain
+from edgepose.calibration.report.wording import Verdict, plain, verdicts
 from edgepose.errors import SinkError
 from edgepose.files import canonical_json, replace_file
 from edgepose.sinks import check_output
 
-__all__ = ["FILES", "check_report", "evidence", "report_html", "report_markdown", "write_report"]
+__all__ = [
+    "FILES",
+    "check_report",
+    "evidence",
+    "render",
+    "report_html",
+    "report_markdown",
+    "verdicts_of",
+    "write_report",
+]
 
 FILES = ("report.html", "report.md", "evidence.json")
 _SCHEMA_VERSION = 1
@@ -42,7 +52,12 @@ def check_report(folder: Path, *, force: bool, inputs: Sequence[Path] = ()) -> N
 
 
 def write_report(
-    folder: Path, validation: Validation, provenance: Mapping[str, Any], max_drop: float | None, *, force: bool
+    folder: Path,
+    validation: Validation | LiftValidation,
+    provenance: Mapping[str, Any],
+    max_drop: float | None,
+    *,
+    force: bool,
 ) -> list[Path]:
     """Write ``report.html``, ``report.md`` and ``evidence.json``: all of them, or none.
 
@@ -62,8 +77,7 @@ def write_report(
     """
     check_report(folder, force=force)
     texts = {
-        "report.html": report_html(validation, provenance, max_drop),
-        "report.md": report_markdown(validation, provenance, max_drop),
+        **render(validation, provenance, max_drop),
         "evidence.json": canonical_json(evidence(validation, provenance, max_drop)),
     }
     try:
@@ -77,13 +91,34 @@ def write_report(
     return [folder / name for name in texts]
 
 
-def evidence(validation: Validation, provenance: Mapping[str, Any], max_drop: float | None) -> dict[str, Any]:
+def render(
+    validation: Validation | LiftValidation, provenance: Mapping[str, Any], max_drop: float | None
+) -> dict[str, str]:
+    """File name -> text of the page and of the table; arguments as in :func:`write_report`."""
+    if isinstance(validation, LiftValidation):
+        page = lift_report_html(validation, provenance, max_drop)
+        return {"report.html": page, "report.md": lift_report_markdown(validation, provenance, max_drop)}
+    page = report_html(validation, provenance, max_drop)
+    return {"report.html": page, "report.md": report_markdown(validation, provenance, max_drop)}
+
+
+def evidence(
+    validation: Validation | LiftValidation, provenance: Mapping[str, Any], max_drop: float | None
+) -> dict[str, Any]:
     """The content of ``evidence.json``, as plain values."""
     others = [row for row in validation.rows if row.variant != validation.baseline]
+    drop_of: Callable[[Any], float] = validation.drop_of
     return {
         "schema_version": _SCHEMA_VERSION,
         "validation": evidence_dict(validation),
-        "drops": {row.variant: validation.drop_of(row) for row in others},
+        "drops": {row.variant: drop_of(row) for row in others},
         "max_drop": max_drop,
         "provenance": plain(provenance),
     }
+
+
+def verdicts_of(validation: Validation | LiftValidation, max_drop: float | None) -> list[Verdict]:
+    """One sentence and state per variant; arguments as in :func:`write_report`."""
+    if isinstance(validation, LiftValidation):
+        return lift_verdicts(validation, max_drop)
+    return verdicts(validation, max_drop)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepose.cli._console import out, print_table, remark
 
 if TYPE_CHECKING:
-    from edgepose.calibration.evidence import Accuracy, Validation, VariantEvidence
+    from edgepose.calibration.evidence import Accuracy, LiftEvidence, LiftValidation, Validation, VariantEvidence
 
 __all__ = ["print_validation"]
 
@@ -17,10 +17,21 @@ _HIDDEN = ("AR50", "AR75", "AR_M", "AR_L")
 """Statistics that the report has and the terminal has no room for."""
 
 
-def print_validation(result: Validation, max_drop: float | None = None) -> None:
+def print_validation(result: Validation | LiftValidation, max_drop: float | None = None) -> None:
     """Print everything."""
-    from edgepose.calibration.report.wording import verdicts
+    from edgepose.calibration.evidence import LiftValidation
+    from edgepose.calibration.report.write import verdicts_of
 
+    notes = _print_lifting(result) if isinstance(result, LiftValidation) else _print_pictures(result)
+    out.print()
+    for verdict in verdicts_of(result, max_drop):
+        out.print(f"{verdict.variant}: {verdict.text}", soft_wrap=True, markup=False)
+    for note in notes:
+        remark(f"note: {note}")
+
+
+def _print_pictures(result: Validation) -> list[str]:
+    """The tables; and what else a reader must know."""
     base = result.base
     assert base is not None  # validation ends where its baseline does
     _print_accuracy(result, base)
@@ -28,14 +39,42 @@ def print_validation(result: Validation, max_drop: float | None = None) -> None:
         _print_differences(result)
     if base.accuracy is not None and base.accuracy.per_joint:
         _print_slices(result, base.accuracy)
-    out.print()
-    for verdict in verdicts(result, max_drop):
-        out.print(f"{verdict.variant}: {verdict.text}", soft_wrap=True, markup=False)
-    for line in base.accuracy.remarks if base.accuracy else ():
-        remark(f"note: {line}")
+    notes = list(base.accuracy.remarks if base.accuracy else ())
     if result.skipped:
         names = ", ".join(result.skipped[:_NAMED]) + (", ..." if len(result.skipped) > _NAMED else "")
-        remark(f"note: {len(result.skipped)} pictures could not be read and count nowhere: {names}")
+        notes.append(f"{len(result.skipped)} pictures could not be read and count nowhere: {names}")
+    return notes
+
+
+def _print_lifting(result: LiftValidation) -> list[str]:
+    """One table; and what else a reader must know."""
+    base = result.base
+    assert base is not None  # validation ends where its baseline does
+    stats = list(base.accuracy.stats) if base.accuracy else []
+    shifts = ["2D shift px"] if base.shift_px is not None else []
+    columns = ["<variant", *stats, *(["drop"] if stats else []), "mean mm", "p95 mm", "worst mm", *shifts, "seconds"]
+    rows = [_lifting_row(row, result) for row in result.rows]
+    rows += [[name, "did not run", *[None] * (len(columns) - 2)] for name in (*result.failed, *result.absent)]
+    print_table(
+        f"poses in space, {result.data}",
+        columns,
+        rows,
+        f"{result.poses} poses, keypoints {result.keypoints}; answers {'averaged with' if result.flip else 'without'} "
+        f"those for the mirrored pose; mean, p95 and worst pose: distance of the joints from {result.baseline}'s"
+        + ("; MPJPE, P-MPJPE and drop in mm" if stats else ""),
+    )
+    return [*(base.accuracy.remarks if base.accuracy else ()), *result.skipped]
+
+
+def _lifting_row(row: LiftEvidence, result: LiftValidation) -> list[object]:
+    a, is_base = row.agreement, row.variant == result.baseline
+    truth: list[object] = []
+    if row.accuracy:
+        truth = [f"{value:.2f}" for value in row.accuracy.stats.values()]
+        truth.append(None if is_base else _signed(result.drop_of(row)))
+    shift = [] if row.shift_px is None else [None if is_base else f"{row.shift_px:.2f}"]
+    distances = [None] * 3 if is_base else [f"{mm:.2f}" for mm in (a.mean_mm, a.p95_mm, a.worst_mm)]
+    return [row.variant, *truth, *distances, *shift, f"{row.seconds:.1f}"]
 
 
 def _print_accuracy(result: Validation, base: VariantEvidence) -> None:

@@ -8,11 +8,23 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["PATH", "engine_options", "split_list"]
+__all__ = ["PATH", "engine_options", "keypoints_from_option", "normalisation_option", "split_list"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
+
+
+keypoints_from_option = click.option(
+    "--keypoints-from",
+    type=PATH,
+    help="For lifting models: the 2D bundle that finds the joints on the pictures of --calib.",
+)
+normalisation_option = click.option(
+    "--normalisation",
+    type=click.Choice(["screen", "bbox"]),
+    help="For lifting models: how their keypoints are normalised.  [default: the model's]",
+)
 
 
 def engine_options(command: _F) -> _F:

@@ -9,7 +9,7 @@ from edgepose.cli._console import remark
 from edgepose.errors import BundleError, EdgePoseError, EngineUnavailable
 
 if TYPE_CHECKING:
-    from edgepose.pipeline import Estimator
+    from edgepose.model import LoadedModel
 
 __all__ = ["load_variants"]
 
@@ -23,7 +23,7 @@ def load_variants(
     self_test: bool = True,
     *,
     measure_anyway: bool = False,
-) -> tuple[dict[str, Estimator], dict[str, EdgePoseError]]:
+) -> tuple[dict[str, LoadedModel], dict[str, EdgePoseError]]:
     """Load every variant that runs here; the others come back with the reason.
 
     Args:
@@ -39,27 +39,27 @@ def load_variants(
     Raises:
         EdgePoseError: None runs.
     """
-    from edgepose.runtimes.load import load, load_file, model_files
+    from edgepose.runtimes.load import load_model, load_model_file, model_files
 
-    estimators: dict[str, Estimator] = {}
+    models: dict[str, LoadedModel] = {}
     failed: dict[str, EdgePoseError] = {}
     for name, file in model_files(path, variants).items():
         try:
-            estimators[name] = load(file, engine, device, threads=threads, self_test=self_test)
+            models[name] = load_model(file, engine, device, threads=threads, self_test=self_test)
         except EngineUnavailable as error:
             failed[name] = error
         except EdgePoseError as error:
             try:
                 if not measure_anyway:
                     raise
-                estimators[name] = load_file(file, engine, device, threads=threads)
+                models[name] = load_model_file(file, engine, device, threads=threads)
                 remark(f"warning: {name}: {error}; measured all the same")
             except EdgePoseError:
                 failed[name] = error
-    specs = {name: estimator.spec for name, estimator in estimators.items()}
+    specs = {name: model.spec for name, model in models.items()}
     for name in [name for name, spec in specs.items() if spec != next(iter(specs.values()))]:
-        estimators.pop(name).close()
+        models.pop(name).close()
         failed[name] = BundleError(f"{name}: is of another model than {next(iter(specs))}")
-    if not estimators:
+    if not models:
         raise EdgePoseError("; ".join(dict.fromkeys(map(str, failed.values()))))
-    return estimators, failed
+    return models, failed

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgepose.calibration.evidence import LiftAgreement
 from edgepose.cli._console import print_table, progress, remark
-from edgepose.cli._options import PATH, split_list
+from edgepose.cli._options import PATH, keypoints_from_option, normalisation_option, split_list
 from edgepose.errors import EngineUnavailable
 
 if TYPE_CHECKING:
+    from edgepose.calibration.evidence import Agreement
     from edgepose.converters.budget import Budget
     from edgepose.converters.convert import Conversion
 
@@ -32,11 +34,17 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
     help="By commas: fp32, int8; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the fastest here "
     "within --max-drop.",
 )
-@click.option("--calib", type=PATH, help="COCO keypoint JSON, folder of images, or video; INT8 needs it.")
-@click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Crops to calibrate with.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the choice of crops."
+    "--calib",
+    type=PATH,
+    help="COCO keypoint JSON, folder of images, or video; for lifting models 3D poses (.npz) as well. INT8 needs it.",
 )
+@keypoints_from_option
+@click.option("--calib-size", type=click.IntRange(8), default=128, show_default=True, help="Samples to calibrate with.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the choice of samples."
+)
+@normalisation_option
 @click.option("--input-size", help="Crop height x width, for instance 256x192.  [default: the model's]")
 @click.option(
     "--recipe",
@@ -44,15 +52,19 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
     multiple=True,
     help="How to quantize, by name, for instance onnxruntime-arm; once for each engine.  [default: for this machine]",
 )
-@click.option("--max-drop", type=click.FloatRange(min=0, max=100), help="Points that a variant may lose against FP32.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=100),
+    help="What a variant may lose against FP32: points; of a lifting model millimetres.",
+)
 @click.option(
     "--metric",
-    type=click.Choice(["agreement", "pck", "ap"]),
+    type=click.Choice(["agreement", "pck", "ap", "mpjpe"]),
     default="agreement",
     show_default=True,
     help="What --max-drop is measured in.",
 )
-@click.option("--budget-data", type=PATH, help="Labelled data for --metric pck or ap.")
+@click.option("--budget-data", type=PATH, help="Labelled data for --metric pck, ap or mpjpe.")
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle to write.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 def command(
@@ -62,8 +74,10 @@ def command(
     formats: str,
     precision: str,
     calib: Path | None,
+    keypoints_from: Path | None,
     calib_size: int,
     seed: int,
+    normalisation: str | None,
     input_size: str | None,
     recipes: tuple[str, ...],
     max_drop: float | None,
@@ -85,10 +99,12 @@ def command(
         output,
         calib,
         calib_size,
+        keypoints_from=keypoints_from,
         variants=_variants(split_list(formats), split_list(precision)),
         keep_fastest=precision == "auto",
         budget=(max_drop, metric, budget_data),
         input_hw=_input_hw(input_size) if input_size else None,
+        normalisation=normalisation,
         recipes=recipes,
         seed=seed,
         force=force,
@@ -102,8 +118,10 @@ def convert_checkpoint(
     calib: Path | None,
     calib_size: int,
     *,
+    keypoints_from: Path | None = None,
     variants: Sequence[str] = ("onnx-fp32", "onnx-int8"),
     input_hw: tuple[int, int] | None = None,
+    normalisation: str | None = None,
     recipes: Sequence[str] = (),
     keep_fastest: bool = False,
     budget: tuple[float | None, str, Path | None] = (None, "agreement", None),
@@ -117,6 +135,8 @@ def convert_checkpoint(
     row = get_model(model)
     if input_hw:
         row = row.resized(input_hw)
+    if normalisation:
+        row = row.normalised(normalisation)
     check_target(output, force=force)
     require_converters(variants)
     from edgepose.converters.checkpoint import build_random, load_checkpoint
@@ -130,6 +150,7 @@ def convert_checkpoint(
             output,
             variants,
             calibration=calib,
+            keypoints_from=keypoints_from,
             calibration_size=calib_size,
             recipes={name.partition("-")[0]: get_recipe(name) for name in recipes},
             budget=_budget(*budget, keep_fastest=keep_fastest),
@@ -161,17 +182,20 @@ _AUTO_DROP = 1.0
 
 def _budget(max_drop: float | None, metric: str, data: Path | None, *, keep_fastest: bool) -> Budget | None:
     """What may be lost; with ``--precision auto`` one point where nothing is said."""
+    from edgepose.calibration.datasets.mocap import MocapPoses
     from edgepose.calibration.datasets.registry import open_pictures
     from edgepose.converters.budget import Budget
 
     if (data is None) != (metric == "agreement"):
-        raise click.UsageError("--metric pck or ap and --budget-data go together")
+        raise click.UsageError("--metric pck, ap or mpjpe and --budget-data go together")
     if max_drop is None:
         if data is not None:
             raise click.UsageError("--budget-data goes with --max-drop")
         return Budget(_AUTO_DROP) if keep_fastest else None
     if data is None:
         return Budget(max_drop)
+    if metric == "mpjpe":
+        return Budget(max_drop, MocapPoses(data))
     opened = open_pictures(data)
     kinds = {"ap": ("coco",), "pck": ("lsp", "mpii")}[metric]
     if opened.kind not in kinds:
@@ -210,32 +234,38 @@ def _print(conversion: Conversion, name: str) -> None:
     for note in conversion.notes:
         remark(f"note: {note}")
     rows = [
-        (
-            row.variant,
-            f"{row.megabytes:.2f}",
-            f"{row.agreement.max_abs_error:.2g}",
-            f"{row.agreement.snr_db:.1f}",
-            f"{row.agreement.mean_shift_px:.2f}",
-            f"{row.agreement.p95_shift_px:.2f}",
-            f"{row.agreement.mean_oks:.4f}",
-            f"{row.seconds:.1f}",
-        )
-        for row in conversion.rows
+        (row.variant, f"{row.megabytes:.2f}", *_figures(row.agreement), f"{row.seconds:.1f}") for row in conversion.rows
     ]
     print_table(
         f"{name} -> {conversion.bundle}",
-        ("<variant", "MB", "max abs", "SNR dB", "shift px", "p95 px", "mean OKS", "made in s"),
+        ("<variant", "MB", "max abs", "SNR dB", *_columns(conversion), "made in s"),
         rows,
         _caption(conversion),
     )
 
 
+def _columns(conversion: Conversion) -> tuple[str, ...]:
+    lifts = isinstance(conversion.rows[0].agreement, LiftAgreement)
+    return ("shift mm", "p95 mm", "worst pose mm") if lifts else ("shift px", "p95 px", "mean OKS")
+
+
+def _figures(a: Agreement | LiftAgreement) -> tuple[str, ...]:
+    known = f"{a.max_abs_error:.2g}", f"{a.snr_db:.1f}"
+    if isinstance(a, LiftAgreement):
+        return (*known, f"{a.mean_mm:.2f}", f"{a.p95_mm:.2f}", f"{a.worst_mm:.2f}")
+    return (*known, f"{a.mean_shift_px:.2f}", f"{a.p95_shift_px:.2f}", f"{a.mean_oks:.4f}")
+
+
 def _caption(conversion: Conversion) -> str:
     agreement = conversion.rows[0].agreement
-    calibrated = f"calibrated on {conversion.calibrated_on} crops, " if conversion.calibrated_on else ""
+    if isinstance(agreement, LiftAgreement):
+        what, unit = "poses", "shift of the joints in millimetres; max abs in metres"
+    else:
+        what = f"crops ({agreement.joints} joints that FP32 finds, {agreement.share:.0%})"
+        unit = "shift in crop pixels"
+    calibrated = f"calibrated on {conversion.calibrated_on} samples, " if conversion.calibrated_on else ""
     return (
-        f"{calibrated}compared with ONNX FP32 on {conversion.verified_on} other crops "
-        f"({agreement.joints} joints that FP32 finds, {agreement.share:.0%}); shift in crop pixels; "
+        f"{calibrated}compared with ONNX FP32 on {conversion.verified_on} other {what}; {unit}; "
         f"ONNX FP32 is {conversion.torch_max_abs_error:.1g} off torch"
     )
 

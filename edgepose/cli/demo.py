@@ -8,12 +8,12 @@ import click
 
 from edgepose.cli._accuracy import print_validation
 from edgepose.cli._console import out
+from edgepose.cli._measure import measure
 from edgepose.cli._options import PATH
 from edgepose.cli._variants import load_variants
 from edgepose.cli.bench import bench
 from edgepose.cli.convert import convert_checkpoint, require_converters
 from edgepose.cli.run import run_source
-from edgepose.cli.validate import validate
 
 __all__ = ["command"]
 
@@ -44,7 +44,7 @@ def command(output: Path, force: bool) -> None:
     bench(bundle, iterations=100, warmup=10)
     _step(4, "compare INT8 with FP32 on the clip, without labels")
     estimators, _ = load_variants(bundle)
-    print_validation(validate(estimators, "unlabeled", SAMPLE_CLIP))
+    print_validation(measure(estimators, "unlabeled", SAMPLE_CLIP))
 
     out.print("\n[bold]Look at[/bold]")
     made = (video, "the clip with skeletons"), (poses, "the poses"), (bundle, "the models, ready to copy")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepose.cli._console import print_table, progress, remark, write_figures
-from edgepose.cli._options import PATH
+from edgepose.cli._options import PATH, normalisation_option
 from edgepose.errors import DatasetError, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _SPLIT = ("train.zip", "val.zip")
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
+@normalisation_option
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [default: PyTorch's choice]")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that read pictures.")
 @click.option("-o", "--output", type=PATH, required=True, help="Weights to write, after each epoch.")
@@ -60,6 +61,7 @@ def command(
     lr: float | None,
     seed: int,
     device: str,
+    normalisation: str | None,
     threads: int | None,
     workers: int,
     output: Path,
@@ -78,6 +80,8 @@ def command(
     new = str(checkpoint) == "none"
     inputs = [path for path in (data, held_out, None if new else checkpoint) if path]
     row = get_model(model)
+    if normalisation:
+        row = row.normalised(normalisation)
     check_output(output, force=force or resume, inputs=inputs)
     if json_path:
         check_output(json_path, force=force, inputs=inputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import print_table, progress, remark
-from edgepose.cli._options import PATH
+from edgepose.cli._options import PATH, keypoints_from_option
 from edgepose.cli.convert import require_converters
 
 if TYPE_CHECKING:
@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHOWN = ("mean_oks", "p5_oks", "mean_shift_px", "p95_shift_px", "snr_db", "max_abs_error", "megabytes")
+_SHOWN = (
+    "mean_oks",
+    "p5_oks",
+    "mean_shift_px",
+    "p95_shift_px",
+    "mean_mm",
+    "p95_mm",
+    "snr_db",
+    "max_abs_error",
+    "megabytes",
+)
 
 
 @click.command("reproduce")
 @click.argument("bundle", type=PATH)
 @click.option("--checkpoint", type=PATH, help="What it was made from; none for random weights.")
-@click.option("--calib", type=PATH, help="The pictures that it was calibrated with.")
+@click.option("--calib", type=PATH, help="What it was calibrated with: pictures, or poses.")
+@keypoints_from_option
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
     help="Another seed, to see how much the choice of crops matters.  [default: the bundle's]",
 )
-def command(bundle: Path, checkpoint: Path | None, calib: Path | None, seed: int | None) -> int:
+def command(
+    bundle: Path, checkpoint: Path | None, calib: Path | None, keypoints_from: Path | None, seed: int | None
+) -> int:
     """Make BUNDLE again by its manifest and compare: the same bytes, the same evidence? Exit code 1 if not.
 
     \b
@@ -38,7 +51,7 @@ def command(bundle: Path, checkpoint: Path | None, calib: Path | None, seed: int
     from edgepose.converters.reproduce import reproduce
 
     with progress() as update:
-        result = reproduce(bundle, checkpoint, calib, seed=seed, progress=update)
+        result = reproduce(bundle, checkpoint, calib, keypoints_from=keypoints_from, seed=seed, progress=update)
     _print(bundle, result)
     return 0 if result.same else 1
 

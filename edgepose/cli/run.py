@@ -13,6 +13,7 @@ from edgepose.cli._options import PATH, engine_options
 
 if TYPE_CHECKING:
     from edgepose.boxes import BoxFile
+    from edgepose.lifter import Lifter
     from edgepose.pipeline import Estimator, Sink, Totals
     from edgepose.sources import Frame, Source
     from edgepose.types import Poses
@@ -27,6 +28,8 @@ __all__ = ["command", "run_source"]
 @click.option("--json", "json_lines", type=PATH, help="Poses to write, one JSON object per frame.")
 @click.option("--boxes", type=PATH, help="People's boxes (JSON); without them one person is searched and followed.")
 @click.option("--variant", help="Which variant of the bundle.  [default: INT8 on a CPU]")
+@click.option("--lift", type=PATH, help="Bundle of a lifting model: the poses in space too.")
+@click.option("--lift-variant", help="Which variant of that bundle.  [default: INT8 on a CPU]")
 @click.option("--max-frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--force", is_flag=True, help="Replace outputs that are there.")
 @engine_options
@@ -37,6 +40,8 @@ def command(
     json_lines: Path | None,
     boxes: Path | None,
     variant: str | None,
+    lift: Path | None,
+    lift_variant: str | None,
     max_frames: int | None,
     force: bool,
     engine: str | None,
@@ -48,9 +53,11 @@ def command(
 
     \b
     edgepose run bundle --source clip.mp4 --out annotated.mp4 --json poses.jsonl
+    edgepose run bundle --lift lifter --source clip.mp4 --out annotated.mp4      poses in space beside the picture
     """
-    from edgepose.runtimes.load import load
+    from edgepose.runtimes.load import load, load_lifter
     from edgepose.sinks import check_output
+    from edgepose.skeletons import skeleton_map
 
     if not (video or json_lines):
         raise click.UsageError("give --out VIDEO, --json FILE or both: otherwise the poses go nowhere")
@@ -58,10 +65,15 @@ def command(
         raise click.UsageError("--out and --json name the same file")
     for path in (video, json_lines):
         if path:
-            check_output(path, force=force, inputs=[bundle, Path(source), *([boxes] if boxes else [])])
+            check_output(path, force=force, inputs=[bundle, Path(source), *filter(None, (boxes, lift))])
     estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
-    remark(f"{estimator.spec.name} {estimator.variant} on {estimator.engine.name} {estimator.engine.device}")
-    run_source(estimator, source, video, json_lines, boxes, max_frames)
+    lifter = None
+    if lift:
+        lifter = load_lifter(lift, None, device, lift_variant, threads=threads, self_test=not no_self_test)
+        skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
+    for model in filter(None, (estimator, lifter)):
+        remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
+    run_source(estimator, source, video, json_lines, boxes, max_frames, lifter)
 
 
 def run_source(
@@ -71,6 +83,7 @@ def run_source(
     json_lines: Path | None,
     boxes: Path | None = None,
     max_frames: int | None = None,
+    lifter: Lifter | None = None,
 ) -> Totals:
     """Open the source and the sinks, run, and print what came of it."""
     from itertools import islice
@@ -82,9 +95,10 @@ def run_source(
 
     box_file = BoxFile(boxes) if boxes else None
     opened = open_source(source)
-    poses_of = _poses_of(estimator, opened, box_file)
+    poses_of = _lifted(_poses_of(estimator, opened, box_file), lifter, estimator.spec.score_threshold)
     sinks: list[Sink] = []
-    caption = f"{estimator.spec.name}  {estimator.variant}  {estimator.engine.name} {estimator.engine.device}"
+    models = [estimator, *([lifter] if lifter else [])]
+    caption = "  >  ".join(f"{m.spec.name}  {m.variant}  {m.engine.name} {m.engine.device}" for m in models)
     if video:
         sinks.append(VideoSink(video, opened.fps, caption, estimator.spec.score_threshold))
     if json_lines:
@@ -119,6 +133,18 @@ def _poses_of(estimator: Estimator, source: Source, boxes: BoxFile | None) -> Ca
         return lambda frame: estimator.estimate(frame.image_bgr)
     follow = estimator.follow()
     return lambda frame: follow(frame.image_bgr)
+
+
+def _lifted(poses_of: Callable[[Frame], Poses], lifter: Lifter | None, threshold: float) -> Callable[[Frame], Poses]:
+    """With the poses in space, where there is a lifting model."""
+    if lifter is None:
+        return poses_of
+
+    def in_space(frame: Frame) -> Poses:
+        height, width = frame.image_bgr.shape[:2]
+        return lifter.lift(poses_of(frame), (width, height), threshold)
+
+    return in_space
 
 
 def _print_totals(totals: Totals, paths: list[Path]) -> None:

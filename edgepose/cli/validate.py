@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from click.core import ParameterSource
 
 from edgepose.calibration.datasets.registry import DATASETS
 from edgepose.cli._accuracy import print_validation
-from edgepose.cli._console import progress, remark, write_figures
+from edgepose.cli._console import remark, write_figures
+from edgepose.cli._measure import measure, measure_chain, with_latency
 from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._predictions import PREDICTIONS, score_predictions
 from edgepose.cli._variants import load_variants
@@ -22,13 +22,10 @@ from edgepose.errors import EdgePoseError, EngineUnavailable, SinkError
 from edgepose.machine import machine
 
 if TYPE_CHECKING:
-    from edgepose.calibration.evidence import Validation
-    from edgepose.pipeline import Estimator
+    from edgepose.calibration.evidence import LiftValidation, Validation
 
-__all__ = ["command", "validate"]
+__all__ = ["command"]
 
-_UNLABELED = 128
-_LATENCY_ROUNDS = 30
 _KINDS = "; ".join(f"{kind}: {row.help}" for kind, row in DATASETS.items())
 
 
@@ -45,9 +42,21 @@ _KINDS = "; ".join(f"{kind}: {row.help}" for kind, row in DATASETS.items())
 @click.option("--variants", help="Only these, separated by commas.  [default: all]")
 @click.option("--baseline", help="Variant to compare with.  [default: the first FP32 one]")
 @click.option(
-    "--max-drop", type=click.FloatRange(min=0, max=1e9), help="Exit 1 when a variant loses more points than this."
+    "--chain",
+    type=click.Path(path_type=Path),
+    help="A lifting bundle: measure BUNDLE's poses lifted by it, every pair of variants against FP32 > FP32.",
 )
-@click.option("--flip", is_flag=True, help="Flip test: average with the mirrored crop.")
+@click.option("--chain-variants", help="Only these of the lifting bundle, separated by commas.  [default: all]")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0, max=1e9),
+    help="Exit 1 when a variant loses more than this: points; of lifting models and chains millimetres.",
+)
+@click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="Average with the mirrored input.  [default: as edgepose run does: off in 2D, on for lifting models]",
+)
 @click.option("--limit", type=click.IntRange(1), help="At most so many pictures.  [default: all; 128 without labels]")
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that read pictures.")
 @click.option("--report", type=PATH, help="Folder for report.html, report.md and evidence.json.")
@@ -61,8 +70,10 @@ def command(
     detections: Path | None,
     variants: str | None,
     baseline: str | None,
+    chain: Path | None,
+    chain_variants: str | None,
     max_drop: float | None,
-    flip: bool,
+    flip: bool | None,
     limit: int | None,
     workers: int,
     report: Path | None,
@@ -75,18 +86,20 @@ def command(
 ) -> int:
     """Measure the accuracy of BUNDLE's variants on the same crops, and the drop from FP32.
 
-    Labelled data give AP, PCK or PCKh; every kind gives the agreement with FP32. BUNDLE may also be poses that any tool
-    made: COCO keypoint results (.json), or 3D poses (.npz: one array (F, 17, 3) in metres per clip).
+    Labelled data give AP, PCK or PCKh, and MPJPE of lifting models; every kind gives the agreement with FP32. BUNDLE
+    may also be poses that any tool made: COCO keypoint results (.json), or 3D poses (.npz: one array (F, 17, 3) in
+    metres per clip).
 
     \b
     edgepose validate bundle --data coco --root coco/ --max-drop 1.0 --report out/
     edgepose validate bundle --data lsp --root lspet/val.zip
     edgepose validate bundle --data unlabeled --root footage.mp4      no labels needed
+    edgepose validate lifter --data mocap --root poses.npz
+    edgepose validate bundle --chain lifter --root footage.mp4        2D and lifting together
     """
-    from edgepose.calibration.report.wording import verdicts
-    from edgepose.calibration.report.write import evidence, write_report
+    from edgepose.calibration.report.write import evidence, verdicts_of, write_report
 
-    _check_outputs(json_path, report, force, bundle, root, detections)
+    _check_outputs(json_path, report, force, [path for path in (bundle, chain, detections) if path], root)
     if max_drop is not None and not math.isfinite(max_drop):
         raise click.BadParameter(f"{max_drop} is no limit", param_hint="--max-drop")
     if bundle.suffix.lower() in PREDICTIONS:
@@ -104,38 +117,55 @@ def command(
         not no_self_test,
         measure_anyway=True,
     )
-    if max_drop is not None and len(loaded) + len(unusable) < 2:
-        raise EdgePoseError(
-            f"{bundle}: --max-drop needs a variant besides the baseline, and there is only {next(iter(loaded))}"
+    from edgepose.pipeline import Estimator
+
+    result: Validation | LiftValidation
+    if chain:
+        if not all(isinstance(model, Estimator) for model in loaded.values()):
+            raise EdgePoseError(f"{bundle}: --chain begins with a 2D bundle, and this is a lifting one: swap the two")
+        lifting, unfit = load_variants(
+            chain, split_list(chain_variants) if chain_variants else None, None, device, threads, not no_self_test
         )
-    result = validate(
-        loaded, kind, root, detections=detections, baseline=baseline, flip=flip, limit=limit, workers=workers
-    )
+        result = measure_chain(loaded, lifting, kind, root, detections, baseline, flip, limit, workers)
+        unusable = unusable | {f"* > {name}": error for name, error in unfit.items()}
+    else:
+        if max_drop is not None and len(loaded) + len(unusable) < 2:
+            raise EdgePoseError(
+                f"{bundle}: --max-drop needs a variant besides the baseline, and there is only {next(iter(loaded))}"
+            )
+        result = measure(
+            loaded,
+            kind,
+            root,
+            detections=detections,
+            baseline=baseline,
+            flip=flip,
+            limit=limit,
+            workers=workers,
+        )
     absent = {name: str(error) for name, error in unusable.items() if isinstance(error, EngineUnavailable)}
     broken = {name: str(error) for name, error in unusable.items() if name not in absent}
     result = replace(result, failed={**broken, **result.failed}, absent=absent)
-    if report:
-        result = _with_latency(result, loaded, bundle)
-    provenance = _provenance(bundle)
+    if report and not chain:
+        result = with_latency(result, loaded, bundle)
+    provenance = _provenance(bundle, chain)
     print_validation(result, max_drop)
     if json_path:
         write_figures(json_path, evidence(result, provenance, max_drop))
     if report:
         for path in write_report(report, result, provenance, max_drop, force=force):
             remark(f"wrote {path}")
-    failed = any(verdict.state == "fail" for verdict in verdicts(result, max_drop))
+    failed = any(verdict.state == "fail" for verdict in verdicts_of(result, max_drop))
     return 1 if max_drop is not None and failed else 0
 
 
-def _check_outputs(
-    json_path: Path | None, report: Path | None, force: bool, bundle: Path, root: Path, detections: Path | None
-) -> None:
+def _check_outputs(json_path: Path | None, report: Path | None, force: bool, inputs: list[Path], root: Path) -> None:
     """Refuse outputs that would replace an input, each other, or what is there; beside the data is a fine place."""
     from edgepose.calibration.report.write import FILES, check_report
     from edgepose.sinks import check_output
 
     replaced = [path for path in (json_path, report) if path and path.exists()]
-    inputs = [path for path in (bundle, detections) if path] + ([root] if root.is_file() or replaced else [])
+    inputs = inputs + ([root] if root.is_file() or replaced else [])
     if json_path:
         check_output(json_path, force=force, inputs=inputs)
     if report:
@@ -163,81 +193,23 @@ def _with_baseline(bundle: Path, variants: list[str], baseline: str | None) -> l
     return variants if base is None or base in variants or base not in names else [base, *variants]
 
 
-def validate(
-    estimators: Mapping[str, Estimator],
-    kind: str | None,
-    root: Path,
-    *,
-    detections: Path | None = None,
-    baseline: str | None = None,
-    flip: bool = False,
-    limit: int | None = None,
-    workers: int = 2,
-) -> Validation:
-    """Measure with a progress line; ``kind`` is a data set's, by default what the root looks like."""
-    from edgepose.calibration import validate as validation
-    from edgepose.calibration.datasets.registry import open_pictures
-
-    base = _baseline(estimators, baseline)
-    data = open_pictures(root, kind, detections)
-    if detections and data.kind != "coco":
-        raise click.UsageError("--detections goes with --data coco")
-    if limit is None and data.joints is None:
-        limit = _UNLABELED
-    with progress() as update:
-        return validation.validate(
-            estimators,
-            data,
-            baseline=base,
-            flip=flip,
-            limit=limit,
-            workers=workers,
-            progress=lambda done, total: update("pictures", done, total),
-        )
-
-
-def _baseline(names: Iterable[str], asked: str | None) -> str:
-    names = list(names)
-    if asked is None:
-        fp32 = [name for name in names if name.endswith("-fp32")]
-        if not fp32:
-            known = ", ".join(names)
-            raise EdgePoseError(f"no FP32 variant runs here to compare with: name another with --baseline ({known})")
-        return fp32[0]
-    if asked not in names:
-        raise EdgePoseError(f"--baseline {asked}: not among the variants that run here: {', '.join(names)}")
-    return asked
-
-
-def _with_latency(result: Validation, estimators: Mapping[str, Estimator], bundle: Path) -> Validation:
-    """Add sizes and the median latency of one crop, so that the report can set speed against accuracy."""
-    from edgepose.runtimes.latency import measure_latency
-    from edgepose.runtimes.load import model_bytes, model_files
-
-    running = {row.variant: estimators[row.variant] for row in result.rows}
-    with progress() as update:
-        times = measure_latency(
-            running, iterations=_LATENCY_ROUNDS, warmup=5, progress=lambda done, total: update("latency", done, total)
-        )
-    latency = {row.variant: row.infer_ms for row in times}
-    size = {name: model_bytes(path) / 1e6 for name, path in model_files(bundle).items() if name in running}
-    rows = [replace(row, latency_ms=latency[row.variant], megabytes=size.get(row.variant)) for row in result.rows]
-    return replace(result, rows=tuple(rows))
-
-
-def _provenance(bundle: Path) -> dict[str, Any]:
+def _provenance(bundle: Path, chain: Path | None) -> dict[str, Any]:
     """What was measured, with what, by which command."""
+    lifter = {"lifter": _made(chain)} if chain else {}
+    return {"command": ["edgepose", *sys.argv[1:]], "machine": machine(), "model": _made(bundle), **lifter}
+
+
+def _made(bundle: Path) -> dict[str, Any]:
+    """Hashes and provenance of a bundle or model file."""
     from edgepose.bundle import MANIFEST, Bundle
     from edgepose.files import sha256_file
 
     if bundle.is_file():
-        made: dict[str, Any] = {"file": bundle.name, "sha256": sha256_file(bundle)}
-    else:
-        opened = Bundle.open(bundle)
-        made = {
-            "bundle": bundle.name,
-            "manifest_sha256": sha256_file(bundle / MANIFEST),
-            "converted": dict(opened.provenance),
-            "files": {name: row["sha256"] for name, row in opened.files.items()},
-        }
-    return {"command": ["edgepose", *sys.argv[1:]], "machine": machine(), "model": made}
+        return {"file": bundle.name, "sha256": sha256_file(bundle)}
+    opened = Bundle.open(bundle)
+    return {
+        "bundle": bundle.name,
+        "manifest_sha256": sha256_file(bundle / MANIFEST),
+        "converted": dict(opened.provenance),
+        "files": {name: row["sha256"] for name, row in opened.files.items()},
+    }

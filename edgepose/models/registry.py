@@ -52,6 +52,7 @@ class ModelRow:
         published: The authors' figures, or None for a model of ours.
         summary: One line for people.
         normalisation: How the keypoints that a lifting model takes are normalised; None for a model of pictures.
+        float_modules: Torch modules whose layers no recipe quantizes.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelRow:
     published: Published | None = None
     summary: str = ""
     normalisation: str | None = None
+    float_modules: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -90,6 +92,17 @@ class ModelRow:
                 "give height x width in multiples of 32, for instance 256x192"
             )
         return replace(self, input_hw=input_hw)
+
+    def normalised(self, how: str) -> ModelRow:
+        """The same lifting model for keypoints that are normalised otherwise.
+
+        Raises:
+            EdgePoseError: There is no such normalisation, or the model takes pictures.
+        """
+        if self.normalisation is None:
+            raise EdgePoseError(f"{self.name}: takes pictures and has no normalisation of keypoints")
+        ModelSpec.lift3d(self.name, how, self.skeleton)
+        return replace(self, normalisation=how)
 
     def build(self) -> nn.Module:
         """A torch module with fresh weights, in evaluation mode."""
@@ -140,7 +153,9 @@ def _ampose(name: str, d_model: int, parameters: int) -> ModelRow:
         parameters=parameters,
         sizes={"d_model": d_model, "layers": 5, "heads": 8},
         summary=f"lifts 17 joints into space: 5 Transformer layers and 5 graph blocks, {d_model} wide",
-        normalisation="screen",
+        normalisation="bbox",
+        # Keypoints lie between -1 and 1, a missing one at -10: eight bits would round to 2 % of the box.
+        float_modules=("embed", "head"),
     )
 
 

@@ -16,7 +16,8 @@ from edgepose.calibration.datasets.base import Picture
 from edgepose.calibration.datasets.coco import CocoKeypoints
 from edgepose.calibration.datasets.pictures import Unlabeled
 from edgepose.calibration.metrics import drop_interval
-from edgepose.calibration.validate import _RegionFinder, validate
+from edgepose.calibration.reading import RegionFinder
+from edgepose.calibration.validate import validate
 from edgepose.pipeline import Estimator
 from edgepose.skeletons import get_skeleton
 
@@ -198,7 +199,7 @@ def test_jitter_does_not_bridge_frames_that_are_lost(starter_bundle):
 
 def test_the_region_is_not_carried_from_one_clip_to_the_next(coco, estimators):
     """Pictures of one clip follow each other; the first of the next is searched anew."""
-    finder = _RegionFinder(estimators["onnx-fp32"])
+    finder = RegionFinder(estimators["onnx-fp32"])
     image = cv2.imread(str(coco.parent / "0.png"))
     searched = finder(Picture("a", "a", lambda: None, clip=0), image)
     points = np.tile([[100.0, 100]], (17, 1)) + np.arange(17)[:, None]

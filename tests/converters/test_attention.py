@@ -59,7 +59,7 @@ def test_neither_do_values_with_an_outlier(rng, crops):
 def test_the_starter_keeps_softmax_in_float(starter_bundle):
     """Its attention, trained, has sharp rows beside flat ones in every layer."""
     model = convert_openvino(starter_bundle / "onnx-fp32.onnx")
-    image = Bundle.open(starter_bundle).golden().image
+    image = Bundle.open(starter_bundle).golden().inputs
     products = [name for name in linear_layers(model) if name.endswith("self_attn/MatMul_2")]
     assert fragile_products(model, image) == products
     assert len(products) == 3
@@ -67,7 +67,7 @@ def test_the_starter_keeps_softmax_in_float(starter_bundle):
 
 def test_every_product_in_8_bits_by_the_fast_recipe(starter_bundle):
     model = convert_openvino(starter_bundle / "onnx-fp32.onnx")
-    image = Bundle.open(starter_bundle).golden().image
+    image = Bundle.open(starter_bundle).golden().inputs
     quantized = quantize(model, image, Recipe("openvino-vnni-fast", attention="int8"))
     by_name = {op.get_friendly_name(): op for op in quantized.get_ops()}
     for layer in range(3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from edgepose.converters.budget import blocks_of, meet_budget, rank_blocks
@@ -26,7 +28,10 @@ class Fake:
 
 def search(max_drop, **options):
     ranking = rank_blocks(Fake, RECIPE, LAYERS, lambda model: model.drop)
-    return meet_budget(Fake, RECIPE, ranking, lambda model: model.drop, lambda model: 7.0, max_drop, **options)
+    judge = SimpleNamespace(
+        max_drop=max_drop, unit="points", drop_of=lambda model: model.drop, latency_of=lambda model: 7.0
+    )
+    return meet_budget(Fake, RECIPE, ranking, judge, **options)
 
 
 def test_blocks_are_modules_up_to_their_number():

@@ -24,7 +24,7 @@ def starter(starter_bundle, starter_openvino):
     bundle = Bundle.open(starter_bundle)
     return SimpleNamespace(
         spec=bundle.spec,
-        image=bundle.golden().image,
+        image=bundle.golden().inputs,
         onnx=starter_bundle / "onnx-fp32.onnx",
         fp32=starter_openvino / "openvino-fp32.xml",
         fp16=starter_openvino / "openvino-fp16.xml",

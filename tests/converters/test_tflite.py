@@ -58,7 +58,7 @@ def float_model(bundle):
 
 @pytest.fixture(scope="module")
 def crops(bundle):
-    return np.concatenate([bundle.golden().image] * 4)[:MIN_SAMPLES]
+    return np.concatenate([bundle.golden().inputs] * 4)[:MIN_SAMPLES]
 
 
 def dtypes(path, kind):
@@ -67,7 +67,7 @@ def dtypes(path, kind):
 
 
 def test_equal_to_torch(bundle, checkpoint):
-    image = bundle.golden().image
+    image = bundle.golden().inputs
     with torch.inference_mode():
         expected = Deployed(checkpoint.model)(torch.from_numpy(image)).numpy()
     off = np.abs(load(bundle.path, variant="tflite-fp32").heatmaps(image) - expected).max()
@@ -84,7 +84,7 @@ def test_equal_to_torch(bundle, checkpoint):
 )
 def test_close_and_small(bundle, variant, least_db, share):
     files = {name: bundle.path / f"{name}.tflite" for name in ("tflite-fp32", variant)}
-    image = bundle.golden().image
+    image = bundle.golden().inputs
     estimators = {name: load_file(path) for name, path in files.items()}
     compared = compare_on_crops(estimators, image, ["golden"] * len(image), "tflite-fp32").result()[variant]
     assert compared.snr_db >= least_db

@@ -169,7 +169,7 @@ def test_resuming_names_what_has_changed(mocap, tmp_path):
         lifting(mocap, out, 2, resume=True)
     xyz, sequences = poses(seed=5)
     np.savez(mocap, poses=xyz, seq_id=sequences)
-    with pytest.raises(TrainingError, match=r"cannot go on: data was poses.npz \w+ screen and is poses.npz"):
+    with pytest.raises(TrainingError, match=r"cannot go on: data was poses.npz \w+ bbox and is poses.npz"):
         lifting(mocap, out, 1, resume=True)
     resume_path(out).write_bytes(b"PK")
     with pytest.raises(TrainingError, match="damaged, or not written by a training: start again with --force"):

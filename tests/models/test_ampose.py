@@ -113,7 +113,7 @@ def test_a_row_says_what_its_model_is(name, millions):
     model = row.build()
     assert sum(p.numel() for p in model.parameters()) == row.parameters
     assert row.parameters / 1e6 == pytest.approx(millions, rel=0.02)
-    assert (row.task, row.spec.skeleton, row.spec.normalisation) == ("lift3d", "h36m17", "screen")
+    assert (row.task, row.spec.skeleton, row.spec.normalisation) == ("lift3d", "h36m17", "bbox")
     with torch.inference_mode():
         assert tuple(model(keypoints(2)).shape[1:]) == row.spec.output.shape[1:]
 

@@ -41,9 +41,9 @@ def engine(request):
 
 def test_an_engine_answers_as_the_golden_inputs_say(engine, starter_bundle):
     golden = Bundle.open(starter_bundle).golden()
-    heatmaps = engine.run({"image": golden.image})["heatmaps"]
+    heatmaps = engine.run({"image": golden.inputs})["heatmaps"]
     assert heatmaps.dtype == np.float32
-    np.testing.assert_allclose(heatmaps, golden.heatmaps, atol=1e-4)
+    np.testing.assert_allclose(heatmaps, golden.answers, atol=1e-4)
 
 
 def test_an_engine_says_what_it_takes_and_gives(engine, starter_bundle):
@@ -54,7 +54,7 @@ def test_an_engine_says_what_it_takes_and_gives(engine, starter_bundle):
 
 
 def test_batches_are_independent(engine, starter_bundle):
-    image = Bundle.open(starter_bundle).golden().image
+    image = Bundle.open(starter_bundle).golden().inputs
     together = engine.run({"image": image})["heatmaps"]
     alone = [engine.run({"image": image[i : i + 1]})["heatmaps"][0] for i in range(len(image))]
     np.testing.assert_allclose(together, alone, atol=1e-4)

@@ -40,7 +40,7 @@ def engine(fp32):
 @pytest.fixture(scope="module")
 def crops(starter_bundle):
     """13 crops, all different."""
-    golden = Bundle.open(starter_bundle).golden().image
+    golden = Bundle.open(starter_bundle).golden().inputs
     return np.stack([np.roll(golden[i % len(golden)], 5 * i, axis=1) for i in range(13)])
 
 
