@@ -9,6 +9,10 @@ A name is ``<engine>-<instructions>``, perhaps with a variation: ``onnxruntime-x
                    avx2  x86-64 without them: its 8-bit products saturate in 16 bits, so weights get 7 bits
                    qdq   explicit quantization that the engine compiles itself
                    xnnpack  the kernels that TFLite has for ARM and x86 alike
+    variations     accurate  slower, nearer to FP32
+                   fast  quicker, further from it
+                   lift  of lifting models: attention over a few joints costs nothing in float, and SmoothQuant halves
+                         the distance from FP32 at the same speed
 
 What is fast on one engine is not fast on another; benchmarks/int8.py measures it.
 """

@@ -112,6 +112,54 @@ def starter_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mocap_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3D poses of people who stand about and move arms and legs: eight sequences of 20. Do not change it."""
+    from edgepose.skeletons import get_skeleton
+
+    places = {
+        "pelvis": (0, 0), "hip": (0.13, 0), "knee": (0.13, -0.44), "ankle": (0.13, -0.89), "spine": (0, 0.23),
+        "thorax": (0, 0.49), "neck": (0, 0.61), "head": (0, 0.73), "shoulder": (0.16, 0.49), "elbow": (0.18, 0.21),
+        "wrist": (0.19, -0.04),
+    }  # fmt: skip
+    joints = get_skeleton("h36m17").joints
+    rng = np.random.default_rng(0)
+    poses = np.zeros((160, len(joints), 3), np.float32)
+    for k, name in enumerate(joints):
+        across, up = places[name.rpartition("_")[2]]
+        poses[:, k] = [across if name.startswith("left") else -across, 0, up]
+        if name.endswith(("elbow", "wrist", "knee", "ankle")):
+            poses[:, k] += rng.normal(0, 0.12, (160, 3))
+    path = tmp_path_factory.mktemp("mocap") / "poses.npz"
+    np.savez(path, poses=poses, seq_id=np.repeat(np.arange(8), 20))
+    return path
+
+
+@pytest.fixture(scope="session")
+def keypoints(mocap_file: Path) -> Array:
+    """Those poses as a lifting model sees them (40, 17, 2), joints missing in some."""
+    from edgepose.calibration.datasets.mocap import IMAGE_WH, noisy, read_poses, view
+    from edgepose.lifting import normalise
+
+    rng = np.random.default_rng(1)
+    xy, _ = view(read_poses(mocap_file)[0][:40], rng, wide=0.5)
+    return normalise(noisy(xy, rng), IMAGE_WH, "bbox")
+
+
+@pytest.fixture(scope="session")
+def lifter_bundle(tmp_path_factory: pytest.TempPathFactory, mocap_file: Path) -> Path:
+    """The starter that lifts as a bundle of FP32 and INT8. Do not change it: copy it."""
+    from edgepose.assets import LIFTER_MODEL, LIFTER_WEIGHTS
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.converters.convert import convert
+    from edgepose.models.registry import get_model
+
+    path = tmp_path_factory.mktemp("lifter") / "bundle"
+    checkpoint = load_checkpoint(LIFTER_WEIGHTS, get_model(LIFTER_MODEL))
+    convert(checkpoint, path, ["onnx-fp32", "onnx-int8"], calibration=mocap_file, calibration_size=32)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Path:
     """Folder of tiny TFLite models; see its README."""
     return Path(__file__).parent / "data" / "tflite"

@@ -73,11 +73,12 @@ def measure_chain(
     lifters: Mapping[str, Any],
     kind: str | None,
     root: Path,
-    detections: Path | None,
-    baseline: str | None,
-    flip: bool | None,
-    limit: int | None,
-    workers: int,
+    *,
+    detections: Path | None = None,
+    baseline: str | None = None,
+    flip: bool | None = None,
+    limit: int | None = None,
+    workers: int = 2,
 ) -> LiftValidation:
     """Measure every pair of a 2D variant and a lifting variant; see :func:`measure`."""
     from edgepose.calibration.chain import validate_chain

@@ -51,13 +51,13 @@ def command(path: Path, as_json: bool, attach: Path | None, output: Path | None,
 def _inspect(path: Path, as_json: bool) -> None:
     """Show a model file by its engine, or a bundle."""
     from edgepose.bundle import Bundle
-    from edgepose.runtimes.load import load
+    from edgepose.runtimes.load import load_model
     from edgepose.types import ORIGIN_KEY
 
     if path.is_file():
-        estimator = load(path, device="cpu", self_test=False)
-        spec = estimator.spec
-        origin = read_origin(estimator.engine.metadata.get(ORIGIN_KEY, "{}"))
+        model = load_model(path, device="cpu", self_test=False)
+        spec = model.spec
+        origin = read_origin(model.engine.metadata.get(ORIGIN_KEY, "{}"))
         data: dict[str, Any] = {"file": str(path), "spec": json.loads(spec.to_json()), "origin": origin}
         if as_json:
             click.echo(json.dumps(data, indent=2))
@@ -69,7 +69,7 @@ def _inspect(path: Path, as_json: bool) -> None:
     for name in bundle.files:
         bundle.checked_file(name)
     for row in bundle.variants:
-        load(bundle.path / row.file, device="cpu", self_test=False)
+        load_model(bundle.path / row.file, device="cpu", self_test=False)
     if as_json:
         click.echo((path / "manifest.json").read_text(encoding="utf-8"), nl=False)
     else:
@@ -79,14 +79,17 @@ def _inspect(path: Path, as_json: bool) -> None:
 
 def print_spec(spec: ModelSpec, where: str) -> None:
     """Print what a model takes and gives."""
+    lifts = spec.task == "lift3d"
+    what = f"keypoints, {spec.normalisation}-normalised" if lifts else "RGB crops, 0-255"
+    unit = "  metres from the pelvis" if lifts else ""
     rows = [
         ("model", f"{spec.name} ({spec.task})"),
-        ("input", f"{spec.input.name}  {spec.input.dtype} {_shape(spec.input.shape)}  RGB crops, 0-255"),
-        ("output", f"{spec.output.name}  {spec.output.dtype} {_shape(spec.output.shape)}"),
+        ("input", f"{spec.input.name}  {spec.input.dtype} {_shape(spec.input.shape)}  {what}"),
+        ("output", f"{spec.output.name}  {spec.output.dtype} {_shape(spec.output.shape)}{unit}"),
         ("skeleton", f"{spec.skeleton}: {', '.join(spec.joints.joints)}"),
-        ("crop padding", f"{spec.crop_padding:g}"),
-        ("score threshold", f"{spec.score_threshold:g}"),
     ]
+    if not lifts:
+        rows += [("crop padding", f"{spec.crop_padding:g}"), ("score threshold", f"{spec.score_threshold:g}")]
     print_table(where, ("<", "<"), rows)
 
 

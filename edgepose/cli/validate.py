@@ -126,7 +126,17 @@ def command(
         lifting, unfit = load_variants(
             chain, split_list(chain_variants) if chain_variants else None, None, device, threads, not no_self_test
         )
-        result = measure_chain(loaded, lifting, kind, root, detections, baseline, flip, limit, workers)
+        result = measure_chain(
+            loaded,
+            lifting,
+            kind,
+            root,
+            detections=detections,
+            baseline=baseline,
+            flip=flip,
+            limit=limit,
+            workers=workers,
+        )
         unusable = unusable | {f"* > {name}": error for name, error in unfit.items()}
     else:
         if max_drop is not None and len(loaded) + len(unusable) < 2:
