@@ -153,7 +153,7 @@ def convert_checkpoint(
             keypoints_from=keypoints_from,
             calibration_size=calib_size,
             recipes={name.partition("-")[0]: get_recipe(name) for name in recipes},
-            budget=_budget(*budget, keep_fastest=keep_fastest),
+            budget=_budget(*budget, _AUTO_DROP[row.task] if keep_fastest else None),
             keep_fastest=keep_fastest,
             seed=seed,
             force=force,
@@ -177,11 +177,11 @@ def _variants(formats: list[str], precisions: list[str]) -> list[str]:
 
 
 _BUDGET_PICTURES = 500
-_AUTO_DROP = 1.0
+_AUTO_DROP = {"pose2d": 1.0, "lift3d": 10.0}  # points, and millimetres of mean distance: a fifth of its own error
 
 
-def _budget(max_drop: float | None, metric: str, data: Path | None, *, keep_fastest: bool) -> Budget | None:
-    """What may be lost; with ``--precision auto`` one point where nothing is said."""
+def _budget(max_drop: float | None, metric: str, data: Path | None, otherwise: float | None) -> Budget | None:
+    """What may be lost; ``otherwise``, for ``--precision auto``, where nothing is said."""
     from edgepose.calibration.datasets.mocap import MocapPoses
     from edgepose.calibration.datasets.registry import open_pictures
     from edgepose.converters.budget import Budget
@@ -191,7 +191,7 @@ def _budget(max_drop: float | None, metric: str, data: Path | None, *, keep_fast
     if max_drop is None:
         if data is not None:
             raise click.UsageError("--budget-data goes with --max-drop")
-        return Budget(_AUTO_DROP) if keep_fastest else None
+        return None if otherwise is None else Budget(otherwise)
     if data is None:
         return Budget(max_drop)
     if metric == "mpjpe":

@@ -132,7 +132,7 @@ def _print_variants(bundle: Bundle) -> None:
         ("checkpoint", source),
         (
             "calibration",
-            f"{calibration.get('source') or 'none'}  {calibration.get('calibrated_on', 0)} crops, seed {p['seed']}",
+            f"{calibration.get('source') or 'none'}  {calibration.get('calibrated_on', 0)} samples, seed {p['seed']}",
         ),
         ("created", p["created"]),
         ("versions", versions),
