@@ -53,6 +53,7 @@ class ModelRow:
         summary: One line for people.
         normalisation: How the keypoints that a lifting model takes are normalised; None for a model of pictures.
         float_modules: Torch modules whose layers no recipe quantizes.
+        score_threshold: Joints that score less count as not found.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelRow:
     summary: str = ""
     normalisation: str | None = None
     float_modules: tuple[str, ...] = ()
+    score_threshold: float = 0.2
 
     @property
     def task(self) -> str:
@@ -76,7 +78,8 @@ class ModelRow:
         """The I/O contract of this model's artifacts."""
         if self.input_hw is None:
             return ModelSpec.lift3d(self.name, str(self.normalisation), self.skeleton)
-        return ModelSpec.pose2d(self.name, self.input_hw, self.skeleton)
+        spec = ModelSpec.pose2d(self.name, self.input_hw, self.skeleton)
+        return replace(spec, score_threshold=self.score_threshold)
 
     def resized(self, input_hw: tuple[int, int]) -> ModelRow:
         """The same model for another crop size (height and width, multiples of 32).
@@ -190,6 +193,8 @@ _ROWS = (
             "planes": (32, 64),
             "deconv": 128,
         },
+        # Of LSPET's held-out joints 82 % reach it, and 61 % of those are right; 0.2 leaves a third of the joints out.
+        score_threshold=0.15,
         summary="starter: half-width stem, 3 encoder layers",
     ),
     _ampose("ampose-s", 128, 1_488_771),

@@ -42,7 +42,14 @@ def test_models_lists_every_row_with_its_address(edgepose):
 
 def test_inspect_shows_specification_and_provenance(edgepose, starter_bundle):
     text = edgepose("inspect", starter_bundle).stdout
-    for part in ("transpose-r-t", "uint8 (N, 128, 96, 3)", "lsp14", "onnx-int8", "transpose-r-t-lspet.pth", "16 crops"):
+    for part in (
+        "transpose-r-t",
+        "uint8 (N, 128, 96, 3)",
+        "lsp14",
+        "onnx-int8",
+        "transpose-r-t-lspet.pth",
+        "16 samples",
+    ):
         assert part in text
     lone = edgepose("inspect", starter_bundle / "onnx-int8.onnx", "--json").stdout
     assert json.loads(lone)["spec"]["skeleton"] == "lsp14"
@@ -136,7 +143,7 @@ CONVERT = ("--model", STARTER_MODEL, "-o", "bundle")
         (("convert", "none.pth", *CONVERT, "--calib", "."), "none.pth: no such checkpoint file"),
         (("convert", *CONVERT), "give either a CHECKPOINT or --random"),
         (("convert", "--random", "--model", "alien", "-o", "b"), "unknown model 'alien'; registered: transpose-r-a3"),
-        (("convert", "--random", *CONVERT), "onnx-int8: needs pictures to calibrate with"),
+        (("convert", "--random", *CONVERT), "onnx-int8: needs samples to calibrate with"),
         (("convert", "--random", *CONVERT, "--precision", "fp31"), "variant 'onnx-fp31': expected"),
         (("convert", "--random", *CONVERT, "--input-size", "big"), "give height x width, for instance 256x192"),
         (("convert", "--random", *CONVERT, "--input-size", "100x90"), "multiples of 32"),
@@ -261,8 +268,21 @@ def test_an_interrupted_run_keeps_what_it_has(starter_bundle, tmp_path):
 
 def test_the_demo_shows_the_whole_product(edgepose, tmp_path):
     done = edgepose("demo", "-o", tmp_path / "demo")
-    for part in ("1. convert", "mean OKS", "2. run", "80 frames", "3. measure", "p50 ms", "4. compare", "Look at"):
+    steps = (
+        "1. convert",
+        "mean OKS",
+        "2. convert",
+        "shift mm",
+        "3. run",
+        "80 frames",
+        "4. measure",
+        "p50 ms",
+        "5. compare",
+    )
+    for part in (*steps, "onnx-int8 > onnx-int8", "Look at"):
         assert part in done.stdout
     names = {p.name for p in (tmp_path / "demo").iterdir()}
-    assert names == {"bundle", "annotated.mp4", "poses.jsonl"}
+    assert names == {"bundle", "lifter", "annotated.mp4", "poses.jsonl"}
+    last = json.loads((tmp_path / "demo" / "poses.jsonl").read_text().splitlines()[-1])
+    assert np.shape(last["people"][0]["keypoints_xyz"]) == (17, 3)
     one_line(edgepose("demo", "-o", tmp_path / "demo", code=2), "a bundle is there already")

@@ -203,7 +203,7 @@ def test_reproduce_with_another_seed_says_what_differs(edgepose, starter_bundle)
     ("arguments", "message"),
     [
         ((), "was made from transpose-r-t-lspet.pth: give it with --checkpoint"),
-        (("--checkpoint", STARTER_WEIGHTS), "was calibrated on pictures: give the same with --calib"),
+        (("--checkpoint", STARTER_WEIGHTS), "was calibrated on samples: give the same with --calib"),
         (("--checkpoint", "none.pth", "--calib", SAMPLE_CLIP), "none.pth: no such checkpoint file"),
     ],
 )

@@ -155,7 +155,7 @@ def test_random_weights_are_marked(tmp_path):
 @pytest.mark.parametrize(
     ("variants", "error", "message"),
     [
-        (["onnx-int8"], ConversionError, "onnx-int8: needs pictures to calibrate with: --calib"),
+        (["onnx-int8"], ConversionError, "onnx-int8: needs samples to calibrate with: --calib"),
         (
             ["tensorrt-int8"],
             ConversionError,
