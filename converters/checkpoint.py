@@ -45,8 +45,8 @@ def load_checkpoint(path: Path, row: ModelRow) -> Checkpoint:
     """Load weights strictly: every key and shape must fit.
 
     Args:
-        path: A state dict, bare or wrapped in ``state_dict``, ``best_state_dict`` or ``model``, its keys perhaps
-            prefixed with ``module.``.
+        path: A state dict of any floating-point type, bare or wrapped in ``state_dict``, ``best_state_dict`` or
+            ``model``, its keys perhaps prefixed with ``module.``.
         row: The model. Where its input size is not the registered one, the sine position embedding is rebuilt.
 
     Raises:
@@ -55,6 +55,7 @@ def load_checkpoint(path: Path, row: ModelRow) -> Checkpoint:
     state = _state_dict(_read(path), path)
     model = row.build()
     _check_plain(state, path)
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     state, notes = _fit_position(state, row, model, path)
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -177,7 +177,7 @@ def test_random_weights_are_marked_and_repeatable():
 )
 @pytest.mark.filterwarnings("ignore")
 def test_odd_tensors_are_refused(tmp_path, weights, spoil):
-    path = saved(tmp_path, {**weights, "reduce.weight": spoil(weights["reduce.weight"])})
+    path = saved(tmp_path, {**weights, "reduce.weight": spoil(weights["reduce.weight"].float())})
     with pytest.raises(CheckpointError, match=r"reduce\.weight is no plain tensor|not opened|damaged"):
         load_checkpoint(path, ROW)
 
