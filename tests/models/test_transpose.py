@@ -44,7 +44,7 @@ def test_a_row_says_what_its_model_is(row):
 
 
 def test_the_starters_position_embedding_is_our_sine():
+    """As it is stored: in 16 bits."""
     state = torch.load(STARTER_WEIGHTS, weights_only=True)
-    np.testing.assert_array_equal(
-        state["pos_embedding"], get_model(STARTER_MODEL).build().state_dict()["pos_embedding"]
-    )
+    own = get_model(STARTER_MODEL).build().state_dict()["pos_embedding"].half()
+    np.testing.assert_array_equal(state["pos_embedding"], own)
