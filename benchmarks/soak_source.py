@@ -196,18 +196,24 @@ class Figures:
 def soak(source: Source, minutes: float, work_s: float, kills: Callable[[], int]) -> Iterator[str]:
     """Read for so long; a line each minute, and the sums at the end."""
     figures = Figures(minutes)
-    next_line = 1
+
+    def line() -> str:
+        counts = f"{figures.frames:7} {source.dropped:7} {source.reconnects:10} {kills():5}"
+        threads = sum(thread is not end for thread in threading.enumerate())
+        return f"{figures.seconds() / 60:6.1f} {rss_kib():9.0f} {threads:7} {counts}"
+
+    end = threading.Timer(60 * minutes, source.close)  # it may be away when its time is over
+    end.start()
     yield f"{'minute':>6} {'RSS KiB':>9} {'threads':>7} {'frames':>7} {'dropped':>7} {'reconnects':>10} {'kills':>5}"
+    next_line = 1
     for frame in source:
         figures.take(frame)
-        over = figures.seconds() >= 60 * minutes
-        if over or figures.seconds() >= 60 * next_line:
-            counts = f"{figures.frames:7} {source.dropped:7} {source.reconnects:10} {kills():5}"
-            yield f"{figures.seconds() / 60:6.1f} {rss_kib():9.0f} {threading.active_count():7} {counts}"
+        if figures.seconds() >= 60 * next_line:
+            yield line()
             next_line += 1
-        if over:
-            break
         time.sleep(work_s)
+    end.join()
+    yield line()
     yield figures.summary()
 
 
