@@ -35,7 +35,8 @@ def quick_and_tidy(monkeypatch):
     monkeypatch.setattr(live, "CLOSE_S", 0.3)
     before = set(threading.enumerate())
     yield
-    gc.collect()
+    if not set(threading.enumerate()) <= before:
+        gc.collect()
     assert until(lambda: set(threading.enumerate()) <= before), threading.enumerate()
 
 

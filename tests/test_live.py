@@ -46,7 +46,8 @@ def quick_and_tidy(monkeypatch):
     monkeypatch.setattr(live, "CLOSE_S", 0.3)
     before = set(threading.enumerate())
     yield
-    gc.collect()
+    if not set(threading.enumerate()) <= before:
+        gc.collect()
     assert until(lambda: set(threading.enumerate()) <= before), threading.enumerate()
 
 
@@ -137,17 +138,18 @@ def test_a_killed_server_comes_back(serve, caplog):
     with open_source(server.url) as source:
         before = take(source, 5)[-1]
         server.kill()
-        assert until(lambda: any("attempt 1 failed" in line for line in lines(caplog)))
+        refused = "failed (connection refused: is the server running, and is the port right?)"
+        assert until(lambda: any(refused in line for line in lines(caplog)))
         server.start()
         frames = iter(source)
         after = next(f for f in frames if f.captured_s > before.captured_s + 0.02 and source.reconnects)
     assert source.reconnects == 1
     assert after.index > before.index
     assert after.time_s > before.time_s
-    first, second, *_, last = lines(caplog)
+    first, second, *_, last = lines(caplog)  # the first attempt may still be reset by the old server
     name = re.escape(server.url)
     assert re.fullmatch(rf"{name}: lost after \d+ frames \(.*\), reconnecting", first)
-    assert second.startswith(f"{server.url}: attempt 1 failed (connection refused: is the server running")
+    assert second.startswith(f"{server.url}: attempt 1 failed (")
     assert re.fullmatch(rf"{name}: reconnected after \d+\.\d s, attempt \d+", last)
 
 
