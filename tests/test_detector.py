@@ -373,6 +373,7 @@ def test_a_mask_is_all_ones(tmp_path, monkeypatch):
     assert len(detector.detect(black((160, 128)))[0]) == 4
     assert fed[0]["pixel_mask"].dtype == np.int64
     assert fed[0]["pixel_mask"].tolist() == np.ones((1, 128, 160)).tolist()
+    assert sum(detector.engine.placement().values()) > 0  # zeros of every input's dtype
 
 
 @pytest.mark.parametrize("fit", ["corner", "centre", "stretch"])
