@@ -260,17 +260,17 @@ def test_an_arm_that_differs_makes_no_second_person():
 
 @pytest.mark.parametrize("walker", [0, 1])
 @pytest.mark.parametrize("scores", [(0.8, 0.78), (0.78, 0.8)])
-@pytest.mark.parametrize("seed", range(3))
-def test_of_two_who_have_become_one_the_older_stays(walker, scores, seed):
-    """They drift together until they are one; which crop scores better says nothing of who it is."""
-    people, rng = People(SPEC), np.random.default_rng(seed)
+def test_of_two_who_have_become_one_the_older_stays(walker, scores):
+    """They drift together until they are one; neither the better crop nor the steadier pose says who it is."""
+    people, rng = People(SPEC), np.random.default_rng(0)
     bodies = [body(100), body(160)]
     born(people, *bodies)
     for i in range(40):
         x = 60 * min(i / 30, 1)
         bodies[walker] = body(160 - x if walker else 100 + x)
+        shaken = [bodies[0] + rng.standard_normal((17, 2)), bodies[1]]
         count = len(people.regions())
-        found = people.update(poses(bodies[:count] + rng.standard_normal((count, 17, 2)), scores[:count]), 0.1 + i / 30)
+        found = people.update(poses(shaken[:count], scores[:count]), 0.1 + i / 30)
     assert found.track_ids.tolist() == [0]
 
 
