@@ -343,9 +343,9 @@ def test_broken_boxes_are_passed_over():
 
 def test_someone_who_stands_still_is_one_person_all_day():
     stage = Stage(People(SPEC), interval=30)
-    ids = {tuple(stage.frame([body(100), body(300)], i / 30)) for i in range(1500)}
+    ids = {tuple(stage.frame([body(100), body(300)], i / 30)) for i in range(450)}
     assert len(ids) == 1
-    assert stage.detections == 50  # nobody was lost
+    assert stage.detections == 15  # nobody was lost
 
 
 def test_irregular_times_are_no_trouble():
