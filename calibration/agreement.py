@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.calibration.evidence import Agreement, Exhibit
-from edgepose.calibration.metrics import SIZES, masked_mean, oks, percentiles, score_bins, size_of
+from edgepose.calibration.metrics import SIZES, masked_mean, percentiles, score_bins, size_of
 from edgepose.calibration.metrics_3d import acceleration
 from edgepose.decode import decode
 from edgepose.geometry import scale_and_shift
 from edgepose.pipeline import Estimator
+from edgepose.similarity import oks
 from edgepose.types import ModelSpec
 
 __all__ = ["Comparison", "CropNames", "compare_on_crops"]

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgepose.calibration.evidence import Bin
+from edgepose.similarity import oks
 
 __all__ = [
     "SIZES",
     "drop_interval",
     "masked_mean",
-    "oks",
     "oks_nms",
     "pck",
     "percentiles",
@@ -29,23 +29,6 @@ SIZES = ("small", "medium", "large")
 _RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
-
-
-def oks(truth_xy: ArrayLike, other_xy: ArrayLike, area_px: ArrayLike, sigmas: Sequence[float]) -> Floats:
-    """Object keypoint similarity of each joint: exp(-d^2 / (2 area (2 sigma)^2)) (COCO keypoint evaluation).
-
-    Args:
-        truth_xy, other_xy: (..., K, 2) pixels.
-        area_px: (...) person's area in square pixels.
-        sigmas: K per-joint constants.
-
-    Returns:
-        (..., K) in 0-1. The similarity of a person is the mean over joints that count.
-    """
-    squared = ((np.asarray(truth_xy, float) - np.asarray(other_xy, float)) ** 2).sum(axis=-1)
-    variance = (2 * np.asarray(sigmas)) ** 2
-    area = np.asarray(area_px, float)[..., None] + np.spacing(1)
-    return np.asarray(np.exp(-squared / (2 * area * variance)))
 
 
 def oks_nms(keypoints_xy: ArrayLike, scores: ArrayLike, areas_px: ArrayLike, sigmas: Sequence[float]) -> list[int]:

@@ -24,9 +24,10 @@ from edgepose.calibration.datasets.files import (
 )
 from edgepose.calibration.datasets.labelled import JointSlices, fit_labels, joint_order, joint_remarks
 from edgepose.calibration.evidence import Accuracy
-from edgepose.calibration.metrics import oks, oks_nms
+from edgepose.calibration.metrics import oks_nms
 from edgepose.errors import DatasetError
 from edgepose.geometry import clip_boxes_xywh
+from edgepose.similarity import oks
 from edgepose.types import ModelSpec, Poses
 
 __all__ = ["CocoKeypoints", "coco_statistics"]

@@ -14,11 +14,11 @@ from arm_bed import Bed
 from numpy.typing import NDArray
 
 from edgepose.bundle import Bundle, parse_variant
-from edgepose.calibration.metrics import oks
 from edgepose.geometry import regions_from_boxes, xyxy_to_xywh
 from edgepose.pipeline import Estimator
 from edgepose.preprocess import crop
 from edgepose.runtimes.load import load
+from edgepose.similarity import oks
 from edgepose.types import Poses
 
 __all__ = ["Answer", "Cell", "Row", "Scene", "judge", "run_cell", "table"]

@@ -12,7 +12,8 @@ import pytest
 
 from edgepose import DatasetError
 from edgepose.calibration.average_precision import COCO_STATS, average_precision
-from edgepose.calibration.metrics import oks, oks_nms, pck, percentiles, score_bins, size_of, within
+from edgepose.calibration.metrics import oks_nms, pck, percentiles, score_bins, size_of, within
+from edgepose.similarity import oks
 from edgepose.skeletons import get_skeleton
 
 SIGMAS = get_skeleton("coco17").sigmas
