@@ -340,13 +340,13 @@ def test_a_broker_that_never_reads_costs_neither_time_nor_memory(deaf, qos):
     threads = set(threading.enumerate())
     sink = MqttSink(f"mqtt://{HERE}:{deaf}/t", qos=qos, queue=20)
     crowd, times = people(40), []
-    for i in range(400):
+    while sink.dropped < 50:  # the network's buffers take some hundred first
         before = time.perf_counter()
-        sink.write(frame(i), crowd)
+        sink.write(frame(len(times)), crowd)
         times.append(time.perf_counter() - before)
+        assert len(times) < 5000
     assert np.median(times) < 0.02  # the most of it is making the JSON
-    assert sink.sent + sink.dropped == 400
-    assert sink.dropped > 100
+    assert sink.sent + sink.dropped == len(times)
     assert sink._count_the_delivered() <= 20
     before = time.perf_counter()
     sink.close(complete=True)

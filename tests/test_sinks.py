@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import sys
 from itertools import chain
@@ -18,6 +19,7 @@ import pytest
 from edgepose import Poses, SinkError
 from edgepose.draw import draw_poses, draw_text
 from edgepose.errors import EdgePoseError, StopRequested
+from edgepose.messages import frame_message
 from edgepose.pipeline import run
 from edgepose.sinks import CocoResultsSink, JsonLinesSink, VideoSink, check_output
 from edgepose.sources import Frame, open_source
@@ -48,6 +50,15 @@ def test_json_lines_appear_when_they_are_finished(tmp_path):
     assert [len(row["people"]) for row in rows] == [1, 0]
     assert rows[0]["people"][0]["keypoints"][0] == [10.0, 10.0, 0.9]
     assert [p.name for p in tmp_path.iterdir()] == ["poses.jsonl"]
+
+
+def test_every_field_is_documented():
+    poses = pose()
+    xyz = np.zeros((1, 14, 3))
+    poses = Poses(poses.keypoints_xy, poses.scores, poses.boxes_xyxy, "lsp14", np.array([1]), xyz)
+    row = json.loads(frame_message(frame(), poses))
+    table = (Path(__file__).parent.parent / "docs" / "json-lines.md").read_text().partition("## COCO")[0]
+    assert [*row, *row["people"][0]] == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
 
 
 def test_json_has_null_where_a_joint_is_missing(tmp_path):
