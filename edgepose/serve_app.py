@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import socket
 from collections import Counter
@@ -22,6 +23,8 @@ from aiohttp import web
 from edgepose.serve import Feed, Settings, Shown, is_loopback
 
 __all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,8 +51,14 @@ async def serve(
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(1, "edgepose-serve"))
     site = _Site(feed, settings)
+    quiet = logging.Logger("aiohttp", logging.CRITICAL)  # a stranger's requests must not fill the log, nor a token
     runner = web.AppRunner(
-        site.app(), access_log=None, handler_cancellation=True, keepalive_timeout=30.0, shutdown_timeout=1.0
+        site.app(),
+        access_log=None,
+        logger=quiet,
+        handler_cancellation=True,
+        keepalive_timeout=30.0,
+        shutdown_timeout=1.0,
     )
     await runner.setup()
     web_server = runner.server
@@ -69,10 +78,18 @@ async def serve(
     feed.wake = lambda: None
     pulse.cancel()
     server.close()
+    await _settle()  # connections that were just taken become known
     for connection in web_server.connections:
         if connection.transport is not None:
             connection.transport.abort()  # a client that does not read would never let it close
+    await _settle()
     await runner.cleanup()
+
+
+async def _settle() -> None:
+    """Let the loop do what it has at hand."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 class _TurnAway(asyncio.Protocol):
@@ -124,7 +141,13 @@ class _Site:
         _check_site(request, self._settings)
         if request.path != "/healthz":
             self._check_token(request)
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:
+            _log.warning("live page: %s failed: %s: %s", request.path, type(error).__name__, error)
+            raise
 
     def _check_token(self, request: web.Request) -> None:
         settings = self._settings

