@@ -13,6 +13,8 @@
     └── TrainingError             a training that diverged, or that cannot go on from where it stopped
 
 A message says what is wrong, where, and what to do, in one line.
+
+``StopRequested`` is none of them: nothing went wrong, somebody closed the window.
 """
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "GateError",
     "SinkError",
     "SourceError",
+    "StopRequested",
     "TrainingError",
 ]
 
@@ -72,3 +75,7 @@ class DatasetError(EdgePoseError):
 
 class TrainingError(EdgePoseError):
     """A training diverged, or cannot go on from where it stopped."""
+
+
+class StopRequested(Exception):
+    """A sink asks for the end of the run, as if the source had ended: raised by ``write``, caught by the pipeline."""
