@@ -23,13 +23,17 @@ if TYPE_CHECKING:
         EngineError,
         EngineUnavailable,
         GateError,
+        PipelineError,
         SinkError,
         SourceError,
         TrainingError,
     )
     from edgepose.lifter import Lifter
-    from edgepose.pipeline import Estimator
+    from edgepose.pipeline import Estimator, Pipeline
+    from edgepose.runtimes.detectors import load_detector
     from edgepose.runtimes.load import load, load_lifter
+    from edgepose.sources import open_source
+    from edgepose.streaming import stream
     from edgepose.types import Engine, ModelSpec, Poses
 
 __version__ = "0.1.0"
@@ -46,13 +50,18 @@ __all__ = [
     "Estimator",
     "Lifter",
     "ModelSpec",
+    "Pipeline",
+    "PipelineError",
     "Poses",
     "SinkError",
     "SourceError",
     "TrainingError",
     "__version__",
     "load",
+    "load_detector",
     "load_lifter",
+    "open_source",
+    "stream",
 ]
 
 _HOME = {
@@ -64,16 +73,21 @@ _HOME = {
     "EngineError": "edgepose.errors",
     "EngineUnavailable": "edgepose.errors",
     "GateError": "edgepose.errors",
+    "PipelineError": "edgepose.errors",
     "SinkError": "edgepose.errors",
     "SourceError": "edgepose.errors",
     "TrainingError": "edgepose.errors",
     "Engine": "edgepose.types",
     "Estimator": "edgepose.pipeline",
     "Lifter": "edgepose.lifter",
+    "Pipeline": "edgepose.pipeline",
     "ModelSpec": "edgepose.types",
     "Poses": "edgepose.types",
     "load": "edgepose.runtimes.load",
     "load_lifter": "edgepose.runtimes.load",
+    "load_detector": "edgepose.runtimes.detectors",
+    "open_source": "edgepose.sources",
+    "stream": "edgepose.streaming",
 }
 
 

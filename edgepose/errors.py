@@ -8,6 +8,7 @@
     ├── EngineUnavailable         an engine or device that this machine does not have
     ├── EngineError               an engine that failed to load or to run a model, or whose answers are off
     ├── SourceError               a camera, video or image folder that cannot be read
+    ├── PipelineError             a stage of a running pipeline that failed in a way that nobody foresaw
     ├── SinkError                 an output that cannot be written
     ├── DatasetError              annotations or images that are missing, malformed or do not fit the model
     └── TrainingError             a training that diverged, or that cannot go on from where it stopped
@@ -26,6 +27,7 @@ __all__ = [
     "EngineError",
     "EngineUnavailable",
     "GateError",
+    "PipelineError",
     "SinkError",
     "SourceError",
     "StopRequested",
@@ -67,6 +69,10 @@ class SourceError(EdgePoseError):
 
 class SinkError(EdgePoseError):
     """An output cannot be written."""
+
+
+class PipelineError(EdgePoseError):
+    """A stage of a running pipeline failed in a way that nobody foresaw."""
 
 
 class DatasetError(EdgePoseError):

@@ -109,6 +109,13 @@ class Metrics:
             },
         }
 
+    def for_people(self) -> dict[str, Any]:
+        """What the live page shows."""
+        times = self.percentiles()
+        latency = times.get(LATENCY)
+        shown = {} if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99}
+        return {"fps": self.fps, "latency_ms": shown, **self.counters(), "uptime_s": self.seconds}
+
     def prometheus(self) -> str:
         """The same in Prometheus' text format."""
         values = self.snapshot()

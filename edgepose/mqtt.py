@@ -210,7 +210,7 @@ class MqttSink:
         self.sent += 1
 
     def close(self, complete: bool) -> None:
-        """Say ``offline`` and part; see :class:`edgepose.pipeline.Sink`."""
+        """Say ``offline`` and part; see :class:`edgepose.streaming.Sink`."""
         deadline_s = time.monotonic() + _FAREWELL_S
         self._deliver(deadline_s)
         self.dropped += self._count_the_delivered()

@@ -1,18 +1,18 @@
-"""A frame becomes poses, and a source of frames becomes poses in sinks.
+"""A frame becomes poses.
 
-frame ──▶ regions ──▶ crops ──▶ engine ──▶ heatmaps ──▶ keypoints ──▶ Poses
-          boxes, or    one       uint8 in,               decode.py
-          search and   warp      float32 out
+frame ──▶ regions ──▶ crops ──▶ engine ──▶ heatmaps ──▶ keypoints ──▶ Poses ──▶ smooth ──▶ lift
+          boxes,       one       uint8 in,               decode.py
+          detector, or warp      float32 out
+          search; then
           follow
+
+``Estimator`` does it for a single frame, ``Pipeline`` for a stream of them; ``streaming.py`` has source and sinks.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 from edgepose.decode import decode, flip_back
 from edgepose.errors import EdgePoseError
 from edgepose.geometry import regions_from_boxes, xywh_to_xyxy, xyxy_to_xywh
+from edgepose.lifter import Lifter
+from edgepose.metrics import Metrics
 from edgepose.model import LoadedModel
+from edgepose.people import Detector, People
 from edgepose.preprocess import crop
 from edgepose.sources import Frame
 from edgepose.tracking import Follower, find_person, looks_like_a_person, next_region
 from edgepose.types import ModelSpec, Poses
 
-__all__ = ["Estimator", "Sink", "Totals", "run"]
+__all__ = ["Estimator", "Pipeline"]
 
 
 _LARGEST = 1e6  # pixels: box coordinates beyond this are damaged data
@@ -92,73 +95,91 @@ class Estimator(LoadedModel):
         return Follower(self.poses_at, self.spec)
 
 
-class Sink(Protocol):
-    """Takes each frame with its poses."""
+class Pipeline:
+    """Poses of the people in a stream of frames: call it with one frame after the other.
 
-    def write(self, frame: Frame, poses: Poses) -> None:
-        """Take one frame."""
-        ...
+    With a detector several people are followed: it looks every ``detect_every`` frames, and at once when somebody is
+    lost; in between, regions follow the last poses. Without one, a single person is searched and followed, or people
+    are where ``boxes`` says. Frames that do not follow each other are searched one by one.
 
-    def close(self, complete: bool) -> None:
-        """Finish; called once, with ``complete`` false after an error or Ctrl-C."""
-        ...
-
-
-@dataclass
-class Totals:
-    """What a run did: frames, people found, seconds spent reading, estimating and writing."""
-
-    frames: int = 0
-    people: int = 0
-    read_s: float = 0.0
-    estimate_s: float = 0.0
-    write_s: float = 0.0
-
-
-def run(
-    source: Iterable[Frame],
-    poses_of: Callable[[Frame], Poses],
-    sinks: Sequence[Sink],
-    progress: Callable[[Totals], None] = lambda totals: None,
-) -> Totals:
-    """Send every frame of a source through ``poses_of`` into the sinks, one after the other.
-
-    The sinks are closed whatever happens, so that what was written is whole.
+    Args:
+        estimator: The 2D model.
+        detector: Finds people's boxes.
+        detect_every: Frames from one look of the detector to the next.
+        most: So many people at most are followed.
+        boxes: People's boxes (N, 4) x1, y1, x2, y2 of a frame, where they are known.
+        moving: Whether frames follow each other.
+        smooth: Steadies the poses of those who are followed.
+        lifter: Lifts them into space.
+        metrics: Times the steps.
     """
-    totals = Totals()
-    with ExitStack() as stack:
-        for sink in sinks:
-            stack.push(_Closing(sink))
-        frames = iter(source)
-        while True:
-            start = time.perf_counter()
-            frame = next(frames, None)
-            read = time.perf_counter()
-            totals.read_s += read - start
-            if frame is None:
-                return totals
-            poses = poses_of(frame)
-            estimated = time.perf_counter()
-            for sink in sinks:
-                sink.write(frame, poses)
-            totals.estimate_s += estimated - read
-            totals.write_s += time.perf_counter() - estimated
-            totals.frames += 1
-            totals.people += len(poses)
-            progress(totals)
 
+    def __init__(
+        self,
+        estimator: Estimator,
+        *,
+        detector: Detector | None = None,
+        detect_every: int = 10,
+        most: int = 10,
+        boxes: Callable[[Frame], ArrayLike] | None = None,
+        moving: bool = True,
+        smooth: Callable[[Poses, float], Poses] | None = None,
+        lifter: Lifter | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.estimator, self.lifter = estimator, lifter
+        self._detector, self._detect_every = detector, detect_every
+        self._boxes, self._smooth = boxes, smooth
+        self._metrics = metrics or Metrics()
+        self._people = People(estimator.spec, most=most) if detector and moving else None
+        self._follow = estimator.follow() if moving and not detector and not boxes else None
+        self._until_look = 0
 
-class _Closing:
-    """Closes a sink when the run ends, and tells it how."""
+    def __call__(self, frame: Frame) -> Poses:
+        """The people of a frame, with ids where they are followed, and in space where there is a lifting model."""
+        _check_frame(frame.image_bgr)
+        poses = self._find(frame)
+        if self._smooth is not None:
+            with self._metrics.stage("smooth"):
+                poses = self._smooth(poses, frame.time_s)
+        if self.lifter is not None:
+            height, width = frame.image_bgr.shape[:2]
+            with self._metrics.stage("lift"):
+                poses = self.lifter.lift(poses, (width, height), self.estimator.spec.score_threshold)
+        return poses
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def _find(self, frame: Frame) -> Poses:
+        """The 2D poses, in the way that this stream is worked on."""
+        if self._boxes is not None:
+            return self._timed(self.estimator.estimate, frame.image_bgr, self._boxes(frame))
+        if self._people is not None:
+            return self._followed(frame, self._people)
+        if self._follow is not None:
+            return self._timed(self._follow, frame.image_bgr)
+        boxes = self._detect(frame)[0] if self._detector else None
+        return self._timed(self.estimator.estimate, frame.image_bgr, boxes)
 
-    def __enter__(self) -> Sink:
-        return self._sink
+    def _followed(self, frame: Frame, people: People) -> Poses:
+        """Several people, each in the region of the last pose; and whoever the detector sees besides."""
+        if self._until_look <= 0 or people.lost:
+            regions = people.with_detections(*self._detect(frame))
+            self._until_look = self._detect_every
+        else:
+            regions = people.regions()
+        self._until_look -= 1
+        poses = self._timed(self.estimator.poses_at, frame.image_bgr, regions)
+        height, width = frame.image_bgr.shape[:2]
+        with self._metrics.stage("follow"):
+            return people.update(poses, frame.time_s, (width, height))
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._sink.close(complete=kind is None)
+    def _detect(self, frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        assert self._detector is not None
+        with self._metrics.stage("detect"):
+            return self._detector.detect(frame.image_bgr)
+
+    def _timed(self, find: Callable[..., Poses], *arguments: Any) -> Poses:
+        with self._metrics.stage("pose"):
+            return find(*arguments)
 
 
 def _check_frame(frame: NDArray[np.uint8]) -> None:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import cv2
 
-from edgepose.draw import draw_poses
+from edgepose.annotate import annotated
 from edgepose.errors import SinkError
 from edgepose.messages import SCHEMA, compact_json, frame_message
 from edgepose.sources import Frame
@@ -96,7 +96,7 @@ class ServeSink:
         self._feed.put(frame, poses)
 
     def close(self, complete: bool) -> None:
-        """End all connections and the server's thread; see :class:`edgepose.pipeline.Sink`."""
+        """End all connections and the server's thread; see :class:`edgepose.streaming.Sink`."""
         self._stop()
         self._thread.join()
 
@@ -143,7 +143,7 @@ class Shown:
 
     def jpeg(self, threshold: float, quality: int) -> bytes:
         """The picture with its skeletons."""
-        canvas = draw_poses(self.frame.image_bgr, self.poses, threshold)
+        canvas = annotated(self.frame.image_bgr, self.poses, threshold)
         return cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 

@@ -131,7 +131,7 @@ class JsonLinesSink(_FileSink):
         self._frames += 1
 
     def close(self, complete: bool) -> None:
-        """Finish the file; see :class:`edgepose.pipeline.Sink`."""
+        """Finish the file; see :class:`edgepose.streaming.Sink`."""
         self._rows.close()
         self._finish(complete)
 
@@ -167,7 +167,7 @@ class CocoResultsSink(_FileSink):
         self._frames += 1
 
     def close(self, complete: bool) -> None:
-        """Finish the file; see :class:`edgepose.pipeline.Sink`."""
+        """Finish the file; see :class:`edgepose.streaming.Sink`."""
         self._rows.close()
         self._finish(complete)
 
@@ -218,7 +218,7 @@ class VideoSink(_FileSink):
         self._disk.check(self._frames)
 
     def close(self, complete: bool) -> None:
-        """Finish the file; see :class:`edgepose.pipeline.Sink`."""
+        """Finish the file; see :class:`edgepose.streaming.Sink`."""
         if self._writer is not None:
             with quiet_opencv():
                 self._writer.release()

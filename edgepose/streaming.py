@@ -3,8 +3,9 @@
     source ──▶ reader thread ──▶ poses_of, in the caller's thread ──▶ writer thread ──▶ sinks
                   at most 2 frames wait                     at most 4 results wait
 
-A live source hands over its newest frame itself (``sources.py``), so that none waits there. Where a stage is slower than
-the one before it, that one waits: nothing grows. Whatever ends the run, the sinks are closed and what they wrote is whole.
+A live source hands over its newest frame itself (``sources.py``), so that none waits there. Where a stage is slower
+than the one before it, that one waits: nothing grows. Whatever ends the run, the sinks are closed and what they wrote
+is whole.
 """
 
 from __future__ import annotations

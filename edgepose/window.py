@@ -7,7 +7,7 @@ import sys
 
 import cv2
 
-from edgepose.draw import draw_poses, draw_text
+from edgepose.annotate import annotated
 from edgepose.errors import SinkError, StopRequested
 from edgepose.sources import Frame
 from edgepose.types import Poses
@@ -39,9 +39,7 @@ class WindowSink:
         Raises:
             StopRequested: ``q`` or Esc was pressed, or the window was closed.
         """
-        canvas = draw_poses(frame.image_bgr, poses, self._threshold)
-        if self._caption:
-            draw_text(canvas, self._caption)
+        canvas = annotated(frame.image_bgr, poses, self._threshold, self._caption)
         if not self._open:
             cv2.namedWindow(self._title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
             cv2.resizeWindow(self._title, canvas.shape[1], canvas.shape[0])
@@ -52,7 +50,7 @@ class WindowSink:
             raise StopRequested(self._title)
 
     def close(self, complete: bool) -> None:
-        """Close the window; see :class:`edgepose.pipeline.Sink`."""
+        """Close the window; see :class:`edgepose.streaming.Sink`."""
         if self._open:
             cv2.destroyAllWindows()
             cv2.waitKey(1)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import edgepose
-from edgepose import EdgePoseError, EngineError, Poses
+from edgepose import EdgePoseError, EngineError
 from edgepose.geometry import boxes_around
-from edgepose.pipeline import Estimator, run
+from edgepose.metrics import Metrics
+from edgepose.pipeline import Estimator, Pipeline
 from edgepose.sources import Frame
 from edgepose.tracking import search_windows
 
@@ -153,46 +154,79 @@ def test_windows_cover_the_frame_and_overlap(frame_wh):
     assert len(windows) <= 30
 
 
-class Recorder:
-    def __init__(self, fail_at=None):
-        self.frames, self.closed, self.fail_at = [], [], fail_at
+class Boxes:
+    """A detector that knows where people are, and counts how often it looks."""
 
-    def write(self, frame, poses):
-        if frame.index == self.fail_at:
-            raise OSError("disk full")
-        self.frames.append((frame.index, len(poses)))
+    def __init__(self, boxes):
+        self.boxes, self.looks = np.array(boxes, np.float32).reshape(-1, 4), 0
 
-    def close(self, complete):
-        self.closed.append(complete)
+    def detect(self, frame_bgr):
+        self.looks += 1
+        return self.boxes, np.ones(len(self.boxes), np.float32)
 
 
-def blank_frames(count):
-    for i in range(count):
-        yield Frame(np.zeros((8, 8, 3), np.uint8), i, "blank", i / 10)
+def clip(frames, start=60):
+    return [Frame(image, i, "clip", i / 10) for i, image in enumerate(frames[start:])]
 
 
-def test_run_sends_every_frame_to_every_sink():
-    sinks = [Recorder(), Recorder()]
-    totals = run(blank_frames(5), lambda frame: Poses.empty("coco17"), sinks)
-    assert [sink.frames for sink in sinks] == [[(i, 0) for i in range(5)]] * 2
-    assert [sink.closed for sink in sinks] == [[True], [True]]
-    assert (totals.frames, totals.people) == (5, 0)
+def test_a_detector_looks_now_and_then_and_people_keep_their_ids(estimator, clip_frames):
+    detector = Boxes([[380, 0, 545, 410]])
+    pipeline = Pipeline(estimator, detector=detector, detect_every=5)
+    found = [pipeline(frame) for frame in clip(clip_frames)]
+    assert detector.looks == 4
+    assert all(len(poses) == 1 and poses.track_ids.tolist() == [0] for poses in found)
+    assert person_in_the_last_frames(found[-1])
 
 
-@pytest.mark.parametrize("where", ["source", "poses", "sink"])
-def test_sinks_are_closed_whatever_happens(where):
-    def frames():
-        yield from blank_frames(3)
-        if where == "source":
-            raise KeyboardInterrupt
+def test_a_detector_looks_at_once_when_nobody_is_there_any_more(estimator, clip_frames):
+    detector = Boxes([[380, 0, 545, 410]])
+    pipeline = Pipeline(estimator, detector=detector, detect_every=50)
+    for frame in clip(clip_frames)[:6]:
+        pipeline(frame)
+    detector.boxes = np.zeros((0, 4), np.float32)
+    grey = np.full_like(clip_frames[0], 127)
+    assert all(len(pipeline(Frame(grey, i, "grey", i / 10))) == 0 for i in range(6, 12))
+    assert detector.looks >= 2
 
-    def poses_of(frame):
-        if where == "poses" and frame.index == 2:
-            raise EngineError("broke")
-        return Poses.empty("coco17")
 
-    sinks = [Recorder(fail_at=2 if where == "sink" else None), Recorder()]
-    with pytest.raises((KeyboardInterrupt, EngineError, OSError)):
-        run(frames(), poses_of, sinks)
-    assert [sink.closed for sink in sinks] == [[False], [False]]
-    assert len(sinks[1].frames) >= 2
+def test_pictures_that_do_not_follow_each_other_are_detected_one_by_one(estimator, clip_frames):
+    detector = Boxes([[380, 0, 545, 410]])
+    pipeline = Pipeline(estimator, detector=detector, moving=False)
+    assert [len(pipeline(frame)) for frame in clip(clip_frames)[:3]] == [1, 1, 1]
+    assert detector.looks == 3
+
+
+def test_without_a_detector_one_person_is_followed(estimator, clip_frames):
+    follow = estimator.follow()
+    pipeline = Pipeline(estimator)
+    for frame in clip(clip_frames)[:4]:
+        np.testing.assert_array_equal(pipeline(frame).keypoints_xy, follow(frame.image_bgr).keypoints_xy)
+
+
+def test_boxes_say_where_people_are(estimator, clip_frames):
+    pipeline = Pipeline(estimator, boxes=lambda frame: [[380, 0, 545, 410]] * (frame.index % 3))
+    assert [len(pipeline(frame)) for frame in clip(clip_frames)[:3]] == [0, 1, 2]
+
+
+def test_poses_are_steadied_before_they_are_lifted(estimator, clip_frames):
+    """Each step sees what the one before it made."""
+    calls = []
+
+    def smooth(poses, time_s):
+        calls.append(("smooth", time_s))
+        return dataclasses.replace(poses, keypoints_xy=poses.keypoints_xy + 1)
+
+    class Lift:
+        def lift(self, poses, image_wh, threshold):
+            calls.append(("lift", image_wh, threshold, float(poses.keypoints_xy[0, 0, 0])))
+            return poses
+
+    metrics = Metrics()
+    pipeline = Pipeline(estimator, smooth=smooth, lifter=Lift(), metrics=metrics)
+    frame = clip(clip_frames)[2]
+    found = pipeline(frame)
+    assert calls == [
+        ("smooth", frame.time_s),
+        ("lift", (768, 432), estimator.spec.score_threshold, float(found.keypoints_xy[0, 0, 0])),
+    ]
+    assert list(metrics.percentiles()) == ["pose", "smooth", "lift"]

@@ -20,9 +20,9 @@ from edgepose import Poses, SinkError
 from edgepose.draw import draw_poses, draw_text
 from edgepose.errors import EdgePoseError, StopRequested
 from edgepose.messages import frame_message
-from edgepose.pipeline import run
 from edgepose.sinks import CocoResultsSink, JsonLinesSink, VideoSink, check_output
 from edgepose.sources import Frame, open_source
+from edgepose.streaming import run
 from edgepose.window import WindowSink
 
 

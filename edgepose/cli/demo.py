@@ -10,6 +10,7 @@ from edgepose.cli._accuracy import print_validation
 from edgepose.cli._console import out
 from edgepose.cli._measure import measure, measure_chain
 from edgepose.cli._options import PATH
+from edgepose.cli._outputs import Outputs
 from edgepose.cli._variants import load_variants
 from edgepose.cli.bench import bench
 from edgepose.cli.convert import convert_checkpoint, require_converters
@@ -46,7 +47,7 @@ def command(output: Path, force: bool) -> None:
     )
     _step(3, "run both INT8 models on the clip")
     models = load(bundle, variant="onnx-int8"), load_lifter(lifter, variant="onnx-int8")
-    run_source(models[0], str(SAMPLE_CLIP), video, poses, lifter=models[1])
+    run_source(models[0], str(SAMPLE_CLIP), Outputs(video, poses), lifter=models[1])
     _step(4, "measure latency here")
     bench(bundle, iterations=100, warmup=10)
     _step(5, "compare INT8 with FP32 on the clip, without labels: in 2D, and at the end of the chain")

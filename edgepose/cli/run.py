@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepose.cli._console import out, progress, remark
+from edgepose.cli._console import out, print_table, progress, remark, write_figures
 from edgepose.cli._options import PATH, engine_options
+from edgepose.cli._outputs import Outputs
 
 if TYPE_CHECKING:
-    from edgepose.boxes import BoxFile
+    from collections.abc import Iterator
+
     from edgepose.lifter import Lifter
-    from edgepose.pipeline import Estimator, Sink, Totals
-    from edgepose.sources import Frame, Source
-    from edgepose.types import Poses
+    from edgepose.metrics import Metrics
+    from edgepose.people import Detector
+    from edgepose.pipeline import Estimator
+    from edgepose.sources import Frame, Source, SourceOptions
 
 __all__ = ["command", "run_source"]
+
+_LAYOUTS = "yolox, yolox-nms, yolov5, yolov8, end2end, rtmdet, torchvision, detr, rtdetr, rfdetr"
 
 
 @click.command("run")
 @click.argument("bundle", type=PATH)
-@click.option("--source", required=True, help="Video, image, folder of images, or camera index (0).")
+@click.option(
+    "--source",
+    required=True,
+    help="Video, image, folder, camera (0, /dev/video0, csi://0, picamera2://0), rtsp:// or http:// stream, "
+    "gst:PIPELINE, or - for raw frames on stdin.",
+)
+@click.option("--size", help="Width x height that a camera is asked for, or that raw frames have: 1280x720.")
+@click.option("--fps", type=click.FloatRange(0, 1000, min_open=True), help="Frames per second: asked of a camera.")
+@click.option("--fourcc", help="Pixel format that a camera is asked for, for instance MJPG.")
+@click.option("--loop", is_flag=True, help="Start files again at their end.")
+@click.option("--pace", is_flag=True, help="Play files at their own speed, as a camera would: the newest frame only.")
+@click.option("--no-reconnect", is_flag=True, help="End when a live source is lost, instead of opening it again.")
 @click.option("--out", "video", type=PATH, help="Annotated video to write (.mp4, .avi, .mkv).")
 @click.option("--json", "json_lines", type=PATH, help="Poses to write, one JSON object per frame.")
+@click.option("--coco", type=PATH, help="Poses to write as COCO keypoint results.")
+@click.option("--mqtt", help="Publish poses: mqtt://user@host/topic, mqtts://...; password in EDGEPOSE_MQTT_PASSWORD.")
+@click.option("--serve", is_flag=False, flag_value="127.0.0.1:8080", help="Live page, by default at 127.0.0.1:8080.")
+@click.option("--serve-token", help="Who knows it may see the page from elsewhere; also EDGEPOSE_SERVE_TOKEN.")
+@click.option("--window", is_flag=True, help="Show a window; q ends.")
+@click.option("--metrics", help="Figures: prometheus://:9100 while it runs, or a JSON file at the end.")
 @click.option("--boxes", type=PATH, help="People's boxes (JSON); without them one person is searched and followed.")
+@click.option("--detector", type=PATH, help="ONNX model that finds people: several are followed, with ids.")
+@click.option("--detector-layout", help=f"What the detector answers: {_LAYOUTS}.  [default: found out]")
+@click.option("--detect-every", type=click.IntRange(1), default=10, show_default=True, help="Frames between two looks.")
+@click.option("--most", type=click.IntRange(1, 100), default=10, show_default=True, help="People to follow at most.")
+@click.option("--smooth", is_flag=True, help="Steady the joints of those who are followed (One-Euro filter).")
 @click.option("--variant", help="Which variant of the bundle.  [default: INT8 on a CPU]")
 @click.option("--lift", type=PATH, help="Bundle of a lifting model: the poses in space too.")
 @click.option("--lift-variant", help="Which variant of that bundle.  [default: INT8 on a CPU]")
@@ -36,9 +64,26 @@ __all__ = ["command", "run_source"]
 def command(
     bundle: Path,
     source: str,
+    size: str | None,
+    fps: float | None,
+    fourcc: str | None,
+    loop: bool,
+    pace: bool,
+    no_reconnect: bool,
     video: Path | None,
     json_lines: Path | None,
+    coco: Path | None,
+    mqtt: str | None,
+    serve: str | None,
+    serve_token: str | None,
+    window: bool,
+    metrics: str | None,
     boxes: Path | None,
+    detector: Path | None,
+    detector_layout: str | None,
+    detect_every: int,
+    most: int,
+    smooth: bool,
     variant: str | None,
     lift: Path | None,
     lift_variant: str | None,
@@ -54,106 +99,142 @@ def command(
     \b
     edgepose run bundle --source clip.mp4 --out annotated.mp4 --json poses.jsonl
     edgepose run bundle --lift lifter --source clip.mp4 --out annotated.mp4      poses in space beside the picture
+    edgepose run bundle --detector yolox.onnx --source rtsp://camera/1 --serve   several people, watched in a browser
     """
+    from edgepose.runtimes.detectors import load_detector
     from edgepose.runtimes.load import load, load_lifter
-    from edgepose.sinks import check_output
     from edgepose.skeletons import skeleton_map
+    from edgepose.sources import SourceOptions
 
-    if not (video or json_lines):
-        raise click.UsageError("give --out VIDEO, --json FILE or both: otherwise the poses go nowhere")
-    if video and json_lines and video.absolute() == json_lines.absolute():
-        raise click.UsageError("--out and --json name the same file")
-    for path in (video, json_lines):
-        if path:
-            check_output(path, force=force, inputs=[bundle, Path(source), *filter(None, (boxes, lift))])
+    outputs = Outputs(video, json_lines, coco, mqtt, serve, serve_token, window, metrics)
+    outputs.check([bundle, Path(source), *filter(None, (boxes, lift, detector))], force=force)
+    _check_people(boxes, detector, detector_layout, smooth)
+    options = SourceOptions(_size(size), fps, fourcc, loop, pace, not no_reconnect)
     estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
     lifter = None
     if lift:
         lifter = load_lifter(lift, None, device, lift_variant, threads=threads, self_test=not no_self_test)
         skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
+    finder = load_detector(detector, detector_layout, device=device, threads=threads) if detector else None
     for model in filter(None, (estimator, lifter)):
         remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
-    run_source(estimator, source, video, json_lines, boxes, max_frames, lifter)
+    if finder:
+        remark(f"{detector} as {finder.layout.name} on {finder.engine.name} {finder.engine.device}")
+    run_source(
+        estimator,
+        source,
+        outputs,
+        options=options,
+        boxes=boxes,
+        max_frames=max_frames,
+        lifter=lifter,
+        detector=finder,
+        detect_every=detect_every,
+        most=most,
+        smooth=smooth,
+    )
 
 
 def run_source(
     estimator: Estimator,
     source: str,
-    video: Path | None,
-    json_lines: Path | None,
+    outputs: Outputs,
+    *,
+    options: SourceOptions | None = None,
     boxes: Path | None = None,
     max_frames: int | None = None,
     lifter: Lifter | None = None,
-) -> Totals:
+    detector: Detector | None = None,
+    detect_every: int = 10,
+    most: int = 10,
+    smooth: bool = False,
+) -> Metrics:
     """Open the source and the sinks, run, and print what came of it."""
-    from itertools import islice
-
     from edgepose.boxes import BoxFile
-    from edgepose.pipeline import Totals, run
-    from edgepose.sinks import JsonLinesSink, VideoSink
-    from edgepose.sources import open_source
+    from edgepose.metrics import Metrics
+    from edgepose.pipeline import Pipeline
+    from edgepose.smoothing import OneEuro
+    from edgepose.sources import SourceOptions, open_source
+    from edgepose.streaming import run
 
     box_file = BoxFile(boxes) if boxes else None
-    opened = open_source(source)
-    poses_of = _lifted(_poses_of(estimator, opened, box_file), lifter, estimator.spec.score_threshold)
-    sinks: list[Sink] = []
-    models = [estimator, *([lifter] if lifter else [])]
-    caption = "  >  ".join(f"{m.spec.name}  {m.variant}  {m.engine.name} {m.engine.device}" for m in models)
-    if video:
-        sinks.append(VideoSink(video, opened.fps, caption, estimator.spec.score_threshold))
-    if json_lines:
-        sinks.append(JsonLinesSink(json_lines))
-    totals = Totals()
-    count = min(opened.count, max_frames or opened.count)
-
-    def report(now: Totals) -> None:
-        nonlocal totals
-        totals = now
-        update("frames", now.frames, count)
-
-    try:
-        with progress() as update:
-            totals = run(islice(opened, max_frames), poses_of, sinks, report)
-    finally:
-        if totals.frames:
-            _print_totals(totals, [path for path in (video, json_lines) if path])
-        if opened.skipped:
-            remark(f"{len(opened.skipped)} images could not be read: {', '.join(opened.skipped[:3])}")
-        if box_file and not box_file.used:
-            remark(f"no box of {boxes} belongs to a frame of {source} ({box_file.dropped} had a score below 0.5)")
-    if totals.frames + len(opened.skipped) < count:
-        remark(f"{source}: {totals.frames} frames came, {count} were announced: the file may be truncated")
-    return totals
-
-
-def _poses_of(estimator: Estimator, source: Source, boxes: BoxFile | None) -> Callable[[Frame], Poses]:
-    if boxes is not None:
-        return lambda frame: estimator.estimate(frame.image_bgr, boxes.of(frame))
-    if not source.moving:
-        return lambda frame: estimator.estimate(frame.image_bgr)
-    follow = estimator.follow()
-    return lambda frame: follow(frame.image_bgr)
+    threshold = estimator.spec.score_threshold
+    with open_source(source, options or SourceOptions()) as opened:
+        metrics = Metrics(lambda: {"dropped": opened.dropped, "reconnects": opened.reconnects})
+        pipeline = Pipeline(
+            estimator,
+            detector=detector,
+            detect_every=detect_every,
+            most=most,
+            boxes=box_file.of if box_file else None,
+            moving=opened.moving,
+            smooth=OneEuro(threshold=threshold) if smooth else None,
+            lifter=lifter,
+            metrics=metrics,
+        )
+        models = [estimator, *([lifter] if lifter else [])]
+        caption = "  >  ".join(f"{m.spec.name}  {m.variant}  {m.engine.name} {m.engine.device}" for m in models)
+        count = min(opened.count, max_frames or opened.count)
+        try:
+            with outputs.open(opened.fps, caption, threshold, metrics) as sinks, progress() as update:
+                frames = opened if max_frames is None else _First(opened, max_frames)
+                run(frames, pipeline, sinks, metrics, lambda now: update("frames", now.frames, count))
+        finally:
+            if metrics.frames:
+                _print_totals(metrics, outputs)
+            if opened.skipped:
+                remark(f"{len(opened.skipped)} images could not be read: {', '.join(opened.skipped[:3])}")
+            if box_file and not box_file.used:
+                remark(f"no box of {boxes} belongs to a frame of {source} ({box_file.dropped} had a score below 0.5)")
+        if metrics.frames + len(opened.skipped) < count:
+            remark(f"{opened.name}: {metrics.frames} frames came, {count} were announced: the file may be truncated")
+    return metrics
 
 
-def _lifted(poses_of: Callable[[Frame], Poses], lifter: Lifter | None, threshold: float) -> Callable[[Frame], Poses]:
-    """With the poses in space, where there is a lifting model."""
-    if lifter is None:
-        return poses_of
+class _First:
+    """The first frames of a source."""
 
-    def in_space(frame: Frame) -> Poses:
-        height, width = frame.image_bgr.shape[:2]
-        return lifter.lift(poses_of(frame), (width, height), threshold)
+    def __init__(self, source: Source, count: int) -> None:
+        self._source, self._count = source, count
+        self.live = source.live
 
-    return in_space
+    def __iter__(self) -> Iterator[Frame]:
+        return islice(iter(self._source), self._count)
 
 
-def _print_totals(totals: Totals, paths: list[Path]) -> None:
-    per_frame = [1e3 * s / totals.frames for s in (totals.read_s, totals.estimate_s, totals.write_s)]
-    out.print(
-        f"{totals.frames} frames, {totals.people} poses; per frame: read {per_frame[0]:.1f} ms, "
-        f"poses {per_frame[1]:.1f} ms, write {per_frame[2]:.1f} ms ({1e3 / sum(per_frame):.1f} FPS in all)",
-        soft_wrap=True,
+def _check_people(boxes: Path | None, detector: Path | None, layout: str | None, smooth: bool) -> None:
+    if boxes and detector:
+        raise click.UsageError("--boxes and --detector both say where people are: give one of them")
+    if layout and not detector:
+        raise click.UsageError("--detector-layout goes with --detector")
+    if boxes and smooth:
+        raise click.UsageError("--smooth needs people who are followed, and --boxes says nothing of who is who")
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    with suppress(ValueError):
+        width, height = map(int, text.lower().split("x"))
+        return width, height
+    raise click.BadParameter(f"{text!r}: give width x height, for instance 1280x720", param_hint="--size")
+
+
+def _print_totals(metrics: Metrics, outputs: Outputs) -> None:
+    figures: dict[str, Any] = metrics.snapshot()
+    rows = [
+        (name, *(f"{ms:.1f}" for ms in (p.p50, p.p95, p.p99)), p.count) for name, p in metrics.percentiles().items()
+    ]
+    lost = "".join(f", {count} {name}" for name, count in metrics.counters().items() if count)
+    print_table(
+        f"{metrics.frames} frames, {metrics.people} poses in {metrics.seconds:.1f} s: "
+        f"{metrics.frames / metrics.seconds:.1f} FPS{lost}",
+        ("<stage", "p50 ms", "p95 ms", "p99 ms", "times"),
+        rows,
+        "reading, poses and writing overlap; camera to result: from a frame's arrival to its poses",
     )
-    for path in paths:
+    if outputs.metrics_file:
+        write_figures(outputs.metrics_file, figures)
+    for path in outputs.files:
         if path.exists():
             out.print(f"wrote {path}", soft_wrap=True)
