@@ -34,7 +34,9 @@ def standard_input(options: SourceOptions) -> Source:
         SourceError: The size is not given, or there is no pipe.
     """
     if options.size_wh is None:
-        raise SourceError("-: raw frames on standard input have no header: the option size_wh is needed")
+        raise SourceError(
+            "-: raw frames on standard input have no header: their size is needed (--size 1280x720, in Python size_wh)"
+        )
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError, ValueError):

@@ -194,7 +194,7 @@ def test_a_file_can_be_closed_while_another_thread_reads_it(tmp_path):
         ("gst:videotestsrc", {"size_wh": (64, 48)}, "gst:videotestsrc: the option size_wh does not apply here"),
         ("csi://0", {"fourcc": "MJPG"}, "csi camera 0: the option fourcc does not apply here"),
         ("-", {"loop": True}, "standard input: the option loop does not apply here"),
-        ("-", {}, "-: raw frames on standard input have no header: the option size_wh is needed"),
+        ("-", {}, "-: raw frames on standard input have no header: their size is needed"),
         (
             "ftp://me:secret@host/a",
             {},

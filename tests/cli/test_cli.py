@@ -154,7 +154,7 @@ CONVERT = ("--model", STARTER_MODEL, "-o", "bundle")
         (("run", "none", "--source", "0", "--json", "a.jsonl"), "none: no such bundle or model file"),
         (("run", "BUNDLE", "--source", "none.mp4", "--json", "a.jsonl"), "none.mp4: no such file, folder or camera"),
         (("run", "BUNDLE", "--source", "98", "--json", "a.jsonl"), "camera 98: not there or in use"),
-        (("run", "BUNDLE", "--source", SAMPLE_CLIP), "give --out VIDEO, --json FILE or both"),
+        (("run", "BUNDLE", "--source", SAMPLE_CLIP), "give --out VIDEO, --json FILE, --serve, --mqtt, --window or"),
         (("run", "BUNDLE", "--source", SAMPLE_CLIP, "--out", "a.gif"), "a.gif: unknown video type"),
         (("run", "BUNDLE", "--source", SAMPLE_CLIP, "--json", "a.jsonl", "--device", "tpu"), "no device 'tpu'"),
         (("run", "BUNDLE", "--source", SAMPLE_CLIP, "--json", "a", "--variant", "onnx-fp16"), "no variant 'onnx-fp16'"),
