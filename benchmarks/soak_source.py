@@ -1,10 +1,10 @@
-"""Weeks of a camera in minutes: `soak_source.py [--minutes 30] [--kill-every 60] [--stalls] [--work-ms 50]`.
+"""Weeks of a camera in minutes: `soak_source.py [--bundle BUNDLE] [--minutes 30] [--kill-every 60] [--stalls]`.
 
 A local server sends the sample clip round and round as MJPEG at a steady pace, and is killed every so many seconds;
 with --stalls it stands still every other time instead. Frames are read through `open_source` by a reader that works on
-each, longer than a frame lasts unless told otherwise. Prints every minute memory, threads, frames, drops and
-reconnects; at the end how fast memory grows (least squares over samples of every 5 s, without the first minute, in
-which caches fill) and how old frames were when they were taken.
+each, longer than a frame lasts unless told otherwise; with --bundle the poses of each frame are found. Prints every
+minute memory, threads, frames, drops and reconnects; at the end how fast memory grows (least squares over samples of
+every 5 s, without the first minute, in which caches fill) and how old frames were when they were taken.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import numpy as np
 
 from edgepose.assets import SAMPLE_CLIP
 from edgepose.machine import machine
+from edgepose.pipeline import Pipeline
+from edgepose.runtimes.load import load
 from edgepose.sources import Frame, Source, SourceOptions, open_source
 
 
@@ -193,7 +195,7 @@ class Figures:
         )
 
 
-def soak(source: Source, minutes: float, work_s: float, kills: Callable[[], int]) -> Iterator[str]:
+def soak(source: Source, minutes: float, work: Callable[[Frame], object], kills: Callable[[], int]) -> Iterator[str]:
     """Read for so long; a line each minute, and the sums at the end."""
     figures = Figures(minutes)
 
@@ -211,7 +213,7 @@ def soak(source: Source, minutes: float, work_s: float, kills: Callable[[], int]
         if figures.seconds() >= 60 * next_line:
             yield line()
             next_line += 1
-        time.sleep(work_s)
+        work(frame)
     end.join()
     yield line()
     yield figures.summary()
@@ -226,6 +228,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=30)
     parser.add_argument("--work-ms", type=float, default=50, help="how long the reader works on a frame")
     parser.add_argument("--stalls", action="store_true")
+    parser.add_argument("--bundle", type=Path, help="find poses with it, instead of waiting")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
@@ -233,10 +236,13 @@ def main() -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     print(machine())
+    work: Callable[[Frame], object] = lambda frame: time.sleep(arguments.work_ms / 1e3)  # noqa: E731
+    if arguments.bundle:
+        work = Pipeline(load(arguments.bundle))
     vandal = Vandal(arguments.fps, arguments.kill_every, arguments.down, arguments.stalls)
     try:
         with open_source(f"http://127.0.0.1:{vandal.port}/live", SourceOptions(stall_s=2)) as source:
-            for line in soak(source, arguments.minutes, arguments.work_ms / 1e3, lambda: vandal.kills):
+            for line in soak(source, arguments.minutes, work, lambda: vandal.kills):
                 print(line, flush=True)
     finally:
         vandal.close()
