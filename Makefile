@@ -17,7 +17,7 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	EDGEPOSE_TEST_ENGINES=onnxruntime,openvino,tflite $(BIN)/python -m pytest
+	EDGEPOSE_TEST_ENGINES=onnxruntime,openvino,tflite $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean: ## remove the virtual environment and what demo and tests wrote
 	rm -rf $(VENV) edgepose-demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

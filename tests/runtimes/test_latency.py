@@ -31,7 +31,7 @@ class Slowed:
 
 def test_a_slower_variant_is_measured_as_slower(starter_bundle):
     estimators = {name: edgepose.load(starter_bundle, variant=name) for name in ("onnx-fp32", "onnx-int8")}
-    slowed = Slowed(estimators["onnx-int8"].engine, 0.03)
+    slowed = Slowed(estimators["onnx-int8"].engine, 0.1)
     estimators["onnx-int8"].engine = slowed
     rounds = []
     rows = measure_latency(estimators, iterations=6, warmup=2, batch=2, progress=lambda *done: rounds.append(done))
