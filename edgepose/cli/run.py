@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "run_source"]
 
-_LAYOUTS = "yolox, yolox-nms, yolov5, yolov8, end2end, rtmdet, torchvision, detr, rtdetr, rfdetr"
+_LAYOUTS = "yolox, yolox-nms, rtmdet, yolov5, yolov8, end2end, torchvision, detr, rtdetr, rfdetr"
 
 
 @click.command("run")
@@ -52,12 +52,14 @@ _LAYOUTS = "yolox, yolox-nms, yolov5, yolov8, end2end, rtmdet, torchvision, detr
 @click.option("--boxes", type=PATH, help="People's boxes (JSON); without them one person is searched and followed.")
 @click.option("--detector", type=PATH, help="ONNX model that finds people: several are followed, with ids.")
 @click.option("--detector-layout", help=f"What the detector answers: {_LAYOUTS}.  [default: found out]")
+@click.option("--detector-device", default="auto", show_default=True, help="Where the detector runs.")
 @click.option("--detect-every", type=click.IntRange(1), default=10, show_default=True, help="Frames between two looks.")
 @click.option("--most", type=click.IntRange(1, 100), default=10, show_default=True, help="People to follow at most.")
 @click.option("--smooth", is_flag=True, help="Steady the joints of those who are followed (One-Euro filter).")
 @click.option("--variant", help="Which variant of the bundle.  [default: INT8 on a CPU]")
 @click.option("--lift", type=PATH, help="Bundle of a lifting model: the poses in space too.")
 @click.option("--lift-variant", help="Which variant of that bundle.  [default: INT8 on a CPU]")
+@click.option("--lift-device", default="auto", show_default=True, help="Where the lifting model runs.")
 @click.option("--max-frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--force", is_flag=True, help="Replace outputs that are there.")
 @engine_options
@@ -81,12 +83,14 @@ def command(
     boxes: Path | None,
     detector: Path | None,
     detector_layout: str | None,
+    detector_device: str,
     detect_every: int,
     most: int,
     smooth: bool,
     variant: str | None,
     lift: Path | None,
     lift_variant: str | None,
+    lift_device: str,
     max_frames: int | None,
     force: bool,
     engine: str | None,
@@ -113,9 +117,9 @@ def command(
     estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
     lifter = None
     if lift:
-        lifter = load_lifter(lift, None, device, lift_variant, threads=threads, self_test=not no_self_test)
+        lifter = load_lifter(lift, None, lift_device, lift_variant, threads=threads, self_test=not no_self_test)
         skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
-    finder = load_detector(detector, detector_layout, device=device, threads=threads) if detector else None
+    finder = load_detector(detector, detector_layout, device=detector_device, threads=threads) if detector else None
     for model in filter(None, (estimator, lifter)):
         remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
     if finder:
@@ -185,7 +189,8 @@ def run_source(
             if opened.skipped:
                 remark(f"{len(opened.skipped)} images could not be read: {', '.join(opened.skipped[:3])}")
             if box_file and not box_file.used:
-                remark(f"no box of {boxes} belongs to a frame of {source} ({box_file.dropped} had a score below 0.5)")
+                weak = f"{box_file.dropped} had a score below 0.5"
+                remark(f"no box of {boxes} belongs to a frame of {opened.name} ({weak})")
         if metrics.frames + len(opened.skipped) < count:
             remark(f"{opened.name}: {metrics.frames} frames came, {count} were announced: the file may be truncated")
     return metrics

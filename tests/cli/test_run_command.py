@@ -16,6 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgepose.assets import SAMPLE_CLIP
+from edgepose.cli import run
+from edgepose.detector_layouts import LAYOUTS
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(edgepose, starter_bundle, 
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert message in done.stderr
     assert not list(tmp_path.glob("*"))
+
+
+def test_help_names_every_layout():
+    """The command does not import them to say so."""
+    assert run._LAYOUTS.split(", ") == list(LAYOUTS)
 
 
 def test_the_live_page_and_the_figures_answer_while_it_runs(starter_bundle, tmp_path):
