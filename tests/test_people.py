@@ -416,7 +416,7 @@ def test_poses_in_space_stay_with_their_people():
     people.with_detections(boxes(body(100), body(300)), [0.9, 0.8])
     given = poses([body(100), body(300)], [0.1, 0.8])
     xyz = np.stack([np.zeros((17, 3)), np.ones((17, 3))])
-    found = people.update(Poses(given.keypoints_xy, given.scores, given.boxes_xyxy, "coco17", None, xyz), 0)
+    found = people.update(Poses(given.keypoints_xy, given.scores, given.boxes_xyxy, "coco17", None, xyz, "h36m17"), 0)
     assert (found.keypoints_xyz == 1).all()
 
 

@@ -217,8 +217,8 @@ def test_it_counts_frames_itself_and_survives_broken_figures(page, caplog):
 
 
 def test_each_frame_is_encoded_once_and_only_while_somebody_watches(page, monkeypatch):
-    drawn, real = [], serve.draw_poses
-    monkeypatch.setattr(serve, "draw_poses", lambda *given: drawn.append(given) or real(*given))
+    drawn, real = [], serve.annotated
+    monkeypatch.setattr(serve, "annotated", lambda *given: drawn.append(given) or real(*given))
     sink = page(max_fps=1000)
     for i in range(100):
         sink.write(frame(i), people())
@@ -401,7 +401,7 @@ def test_strangers_do_not_fill_the_log_and_the_token_is_not_in_it(page, caplog, 
 
 
 def test_a_picture_that_cannot_be_encoded_is_one_line(page, caplog, monkeypatch):
-    monkeypatch.setattr(serve, "draw_poses", lambda *_: np.zeros((1, 70_000, 3), np.uint8))  # JPEG ends at 65535
+    monkeypatch.setattr(serve, "annotated", lambda *_: np.zeros((1, 70_000, 3), np.uint8))  # JPEG ends at 65535
     sink = page()
     sink.write(frame(), people())
     assert get(sink, "/snapshot.jpg")[0] == 500

@@ -15,11 +15,12 @@ FPS = 30
 
 
 def poses(points, scores=0.9, ids=(0,), xyz=None):
+    space = None if xyz is None else "lsp14"
     """People at ``points`` (K, 2) or (N, K, 2), 200 px high."""
     points = np.array(points, float).reshape(-1, 14, 2)
     boxes = np.array([[*p[0], *(p[0] + np.array([80, 200]))] for p in points]).reshape(-1, 4)
     scores = np.broadcast_to(scores, points.shape[:2])
-    return Poses(points, scores, boxes, "lsp14", None if ids is None else np.array(ids), xyz)
+    return Poses(points, scores, boxes, "lsp14", None if ids is None else np.array(ids), xyz, space)
 
 
 def play(points, times=None, smooth=None, **more):
