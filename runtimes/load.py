@@ -67,11 +67,14 @@ def load_lifter(
     device: str = "auto",
     variant: str | None = None,
     *,
-    threads: int | None = None,
+    threads: int | None = 1,
     self_test: bool = True,
     mode: str | None = None,
 ) -> Lifter:
-    """Load a bundle or model file that lifts 2D keypoints into space; arguments and errors as for :func:`load`."""
+    """Load a bundle or model file that lifts 2D keypoints into space; arguments and errors as for :func:`load`.
+
+    One thread is the default: in a model this small, several wait for each other (docs/lifting.md).
+    """
     model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, mode=mode)
     if not isinstance(model, Lifter):
         model.close()

@@ -117,7 +117,7 @@ def command(
     estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
     lifter = None
     if lift:
-        lifter = load_lifter(lift, None, lift_device, lift_variant, threads=threads, self_test=not no_self_test)
+        lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=not no_self_test)
         skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
     finder = load_detector(detector, detector_layout, device=detector_device, threads=threads) if detector else None
     for model in filter(None, (estimator, lifter)):
