@@ -120,7 +120,9 @@ class Judge(ABC):
         """What is lost, in ``unit``."""
         if self._budget.data is None:
             return self._disagreement(model)
-        return self._lost({"fp32": self._fp32, "candidate": model}, self._budget.data)
+        found = self._validated({"fp32": self._fp32, "candidate": model}, self._budget.data)
+        row = next((row for row in found.rows if row.variant == "candidate"), None)
+        return math.inf if row is None else float(found.drop_of(row))  # it does not run
 
     def latency_of(self, model: LoadedModel) -> float:
         """Median milliseconds of one sample."""
@@ -132,17 +134,15 @@ class Judge(ABC):
         """Without labels."""
 
     @abstractmethod
-    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
-        """By labels: how much worse ``candidate`` is than ``fp32``; infinite where it does not run."""
+    def _validated(self, pair: Mapping[str, Any], data: Any) -> Any:
+        """By labels: ``candidate`` beside ``fp32``."""
 
 
 class PictureJudge(Judge):
     """Of 2D models."""
 
-    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
-        found = validate(pair, data, baseline="fp32", limit=self._budget.limit)
-        row = next((row for row in found.rows if row.variant == "candidate"), None)
-        return math.inf if row is None else found.drop_of(row)
+    def _validated(self, pair: Mapping[str, Any], data: Any) -> Any:
+        return validate(pair, data, baseline="fp32", limit=self._budget.limit)
 
     def _disagreement(self, model: LoadedModel) -> float:
         comparison = Comparison(model.spec, ("fp32", "candidate"), "fp32")
@@ -157,10 +157,8 @@ class LiftJudge(Judge):
 
     unit = "mm"
 
-    def _lost(self, pair: Mapping[str, Any], data: Any) -> float:
-        found = validate_lifting(pair, data, baseline="fp32", flip=False, limit=self._budget.limit)
-        row = next((row for row in found.rows if row.variant == "candidate"), None)
-        return math.inf if row is None else found.drop_of(row)
+    def _validated(self, pair: Mapping[str, Any], data: Any) -> Any:
+        return validate_lifting(pair, data, baseline="fp32", flip=False, limit=self._budget.limit)
 
     def _disagreement(self, model: LoadedModel) -> float:
         return float(joint_errors_mm(np.concatenate(self._answers), model.infer(self._samples)).mean())
