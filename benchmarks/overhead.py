@@ -21,7 +21,7 @@ _OURS = """
 import sys, time
 import numpy as np
 from edgepose.runtimes.load import load_file
-estimator = load_file(__import__("pathlib").Path(sys.argv[1]), threads=int(sys.argv[2]), mode="latency")
+estimator = load_file(__import__("pathlib").Path(sys.argv[1]), threads=int(sys.argv[2]), options={"mode": "latency"})
 width, height = estimator.spec.input_wh
 crops = np.random.default_rng(0).integers(0, 256, (8, 1, height, width, 3), dtype=np.uint8)
 times, end = [], time.perf_counter() + float(sys.argv[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from edgepose.bundle import MANIFEST, Bundle, Variant
 from edgepose.errors import BundleError, EngineError
@@ -26,6 +27,8 @@ __all__ = [
     "self_test",
 ]
 
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
 
@@ -37,7 +40,7 @@ def load(
     *,
     threads: int | None = None,
     self_test: bool = True,
-    mode: str | None = None,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> Estimator:
     """Load a 2D model: a bundle, or one model file that edgepose wrote.
 
@@ -50,14 +53,14 @@ def load(
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
-        mode: ``latency`` or ``throughput`` where the engine has modes; by default its own choice.
+        options: The engine's own, by name: ``{"mode": "throughput"}``; ``edgepose doctor`` lists them.
 
     Raises:
         BundleError: Not there, damaged, edited, or without a specification.
-        EngineUnavailable: The engine or the device is not on this machine.
+        EngineUnavailable: The engine or the device is not on this machine, or the engine has no such option.
         EngineError: The engine cannot load the model, or its answers are off.
     """
-    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, mode=mode)
+    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, options=options)
     return _as_estimator(model, Path(path))
 
 
@@ -69,13 +72,13 @@ def load_lifter(
     *,
     threads: int | None = 1,
     self_test: bool = True,
-    mode: str | None = None,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> Lifter:
     """Load a bundle or model file that lifts 2D keypoints into space; arguments and errors as for :func:`load`.
 
     One thread is the default: in a model this small, several wait for each other (docs/lifting.md).
     """
-    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, mode=mode)
+    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, options=options)
     if not isinstance(model, Lifter):
         model.close()
         raise BundleError(
@@ -92,7 +95,7 @@ def load_model(
     *,
     threads: int | None = None,
     self_test: bool = True,
-    mode: str | None = None,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> LoadedModel:
     """Load a model for any task: an :class:`Estimator` or a :class:`Lifter`; see :func:`load`."""
     path = Path(path)
@@ -102,12 +105,12 @@ def load_model(
         bundle = Bundle.open(path.parent)
         row = next((v for v in bundle.variants if v.file == path.name), None)
         if row is not None:
-            return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
+            return _from_bundle(bundle, row, engine, device, threads, self_test, options)
     if path.is_file():
-        return load_model_file(path, engine, device, threads=threads, mode=mode)
+        return load_model_file(path, engine, device, threads=threads, options=options)
     bundle = Bundle.open(path)
     row = bundle.variant(variant) if variant else _default_variant(bundle, engine, device)
-    return _from_bundle(bundle, row, engine, device, threads, self_test, mode)
+    return _from_bundle(bundle, row, engine, device, threads, self_test, options)
 
 
 def _from_bundle(
@@ -117,9 +120,9 @@ def _from_bundle(
     device: str,
     threads: int | None,
     replay: bool,
-    mode: str | None,
+    options: Mapping[str, str],
 ) -> LoadedModel:
-    opened = open_engine(bundle.checked_variant(row), engine, device, threads, mode=mode)
+    opened = open_engine(bundle.checked_variant(row), engine, device, threads, options)
     if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
         raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
     model = _MODELS[bundle.spec.task](opened, bundle.spec, row.name)
@@ -134,14 +137,14 @@ def load_file(
     device: str = "auto",
     *,
     threads: int | None = None,
-    mode: str | None = None,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> Estimator:
     """Load one 2D model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
 
     Raises:
         See :func:`load`.
     """
-    return _as_estimator(load_model_file(path, engine, device, threads=threads, mode=mode), path)
+    return _as_estimator(load_model_file(path, engine, device, threads=threads, options=options), path)
 
 
 def load_model_file(
@@ -150,10 +153,10 @@ def load_model_file(
     device: str = "auto",
     *,
     threads: int | None = None,
-    mode: str | None = None,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> LoadedModel:
     """The same for a model for any task."""
-    opened = open_engine(path, engine, device, threads, mode=mode)
+    opened = open_engine(path, engine, device, threads, options)
     spec = _embedded_spec(opened, path)
     return _MODELS[spec.task](opened, spec, path.stem)
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,8 @@ class EngineRow:
         target: ``"module:Class"``; the class takes ``(path, device, threads)``.
         devices: Device names it understands; one that ends in ``:PATH`` takes any path there.
         install: What to install where its library is missing.
-        modes: What it can be tuned for; such a class takes the keyword ``mode`` as well.
+        options: What else it can be told: by name, the values it knows, or none where any text may be right. The class
+            takes them as keywords, as text.
         libraries: Modules of which one must be installed; none named, and it counts as installed.
     """
 
@@ -42,7 +43,7 @@ class EngineRow:
     target: str
     devices: tuple[str, ...]
     install: str
-    modes: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
 
     @property
@@ -54,6 +55,19 @@ class EngineRow:
         """Whether a device, ``auto`` among them, is one that it understands."""
         prefixes = tuple(name.removesuffix("PATH") for name in self.devices if name.endswith(":PATH"))
         return device in ("auto", *self.devices) or (device.startswith(prefixes) and device not in prefixes)
+
+    def check(self, options: Mapping[str, str]) -> None:
+        """Whether it has these options.
+
+        Raises:
+            EngineUnavailable: It has not, or not with such a value.
+        """
+        for name, value in options.items():
+            if name not in self.options:
+                known = ", ".join(self.options) or "none"
+                raise EngineUnavailable(f"{self.name} has no option {name!r}: it has {known}")
+            if self.options[name] and value not in self.options[name]:
+                raise EngineUnavailable(f"{self.name} has no {name} {value!r}: choose {', '.join(self.options[name])}")
 
 
 class LoadableEngine(Protocol):
@@ -84,7 +98,7 @@ _BUILT_IN = (
         target="edgepose.runtimes.openvino:OpenVinoEngine",
         devices=("cpu", "gpu", "npu", "vpu"),
         install="pip install 'edgepose[openvino]'",
-        modes=("latency", "throughput"),
+        options={"mode": ("latency", "throughput")},
         libraries=("openvino",),
     ),
     EngineRow(
@@ -93,7 +107,6 @@ _BUILT_IN = (
         target="edgepose.runtimes.tflite:TfliteEngine",
         devices=("cpu", "gpu", "npu", "edgetpu", "delegate:PATH"),
         install="pip install 'edgepose[tflite]'",
-        modes=("latency",),
         libraries=("ai_edge_litert", "tflite_runtime"),
     ),
 )
@@ -127,13 +140,19 @@ def _third_party() -> Iterator[EngineRow]:
             _log.warning("engine %s of another package is no EngineRow but %r", point.name, row)
 
 
-def open_engine(path: Path, name: str | None, device: str, threads: int | None, *, mode: str | None = None) -> Engine:
+def open_engine(
+    path: Path,
+    name: str | None,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Engine:
     """Load a model file with the named engine, or with the first that knows its suffix.
 
-    ``mode`` is one of the engine's modes, or None for its default.
+    ``options`` are those of the engine's row.
 
     Raises:
-        EngineUnavailable: No such engine, device or mode, or its library is not installed.
+        EngineUnavailable: No such engine, device or option, or its library is not installed.
         EngineError: The engine cannot load the file.
     """
     row = _row_for(path, name)
@@ -141,12 +160,11 @@ def open_engine(path: Path, name: str | None, device: str, threads: int | None, 
         raise EngineUnavailable(f"threads: expected a whole number from 1 to 256, got {threads!r}")
     if not row.has_device(device):
         raise EngineUnavailable(f"{row.name} has no device {device!r}: choose auto, {', '.join(row.devices)}")
-    if mode is not None and mode not in row.modes:
-        raise EngineUnavailable(f"{row.name} has no mode {mode!r}: choose {', '.join(row.modes) or 'none'}")
+    row.check(options)
     module, _, attribute = row.target.partition(":")
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
-        engine: Engine = factory(path, device, threads, **({} if mode is None else {"mode": mode}))
+        engine: Engine = factory(path, device, threads, **options)
     except ImportError as error:
         raise EngineUnavailable(f"{row.name} is needed for {path.name} and not here ({error}): {row.install}") from None
     return engine

@@ -70,7 +70,6 @@ class TfliteEngine:
         device: str = "auto",
         threads: int | None = None,
         *,
-        mode: str = "latency",
         xnnpack: bool = True,
     ) -> None:
         """Load a model file.
@@ -80,15 +79,12 @@ class TfliteEngine:
             device: ``auto`` (always the CPU: the same on every machine), ``cpu``, ``gpu``, ``npu``, ``edgetpu``, or
                 ``delegate:PATH``, the path of any delegate's library.
             threads: CPU threads, or None for one per core that this process may use.
-            mode: ``latency``, the only one.
             xnnpack: Whether the CPU runs XNNPACK's kernels where it can; else TFLite's own throughout.
 
         Raises:
             EngineUnavailable: The delegate is not here, or tflite-runtime meets numpy 2.
             EngineError: The file cannot be loaded, or this library is known to compute it wrongly.
         """
-        if mode != "latency":
-            raise EngineUnavailable(f"tflite has no mode {mode!r}: choose latency")
         self._path = path
         self.device = "cpu" if device == "auto" else device
         self._library = import_tflite()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["PATH", "engine_options", "keypoints_from_option", "normalisation_option", "split_list"]
+__all__ = ["PATH", "Opening", "engine_options", "keypoints_from_option", "normalisation_option", "split_list"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -27,10 +29,50 @@ normalisation_option = click.option(
 )
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How models are opened: the options that most commands share.
+
+    Attributes:
+        engine: By name; by default the first that runs a file.
+        device: One of the engine's.
+        threads: Of one inference.
+        options: The engine's own, by name.
+        self_test: Whether to replay the golden inputs.
+    """
+
+    engine: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    self_test: bool = True
+
+
 def engine_options(command: _F) -> _F:
-    """--engine, --device, --threads and --no-self-test."""
+    """--engine, --device, --threads, --engine-option and --no-self-test, as one argument ``opening``."""
+
+    @functools.wraps(command)
+    def with_opening(
+        *,
+        engine: str | None,
+        device: str,
+        threads: int | None,
+        engine_option: tuple[str, ...],
+        no_self_test: bool,
+        **others: Any,
+    ) -> Any:
+        opening = Opening(engine, device, threads, _pairs(engine_option), not no_self_test)
+        return command(opening=opening, **others)
+
+    wrapped: Any = with_opening
     for option in (
         click.option("--no-self-test", is_flag=True, help="Do not replay the golden inputs on load."),
+        click.option(
+            "--engine-option",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="An option of the engine, for instance mode=throughput; may be given again.",
+        ),
         click.option(
             "--threads", type=click.IntRange(1, 256), help="Threads of one inference.  [default: the engine's choice]"
         ),
@@ -42,8 +84,20 @@ def engine_options(command: _F) -> _F:
         ),
         click.option("--engine", help="Engine to run on.  [default: the first that runs the file]"),
     ):
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    result: _F = wrapped
+    return result
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    """``("a=b",)`` -> {a: b}."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in pairs:
+            raise click.BadParameter(f"{text!r}: give NAME=VALUE, each name once", param_hint="--engine-option")
+        pairs[name] = value
+    return pairs
 
 
 def split_list(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepose.cli._console import remark
+from edgepose.cli._options import Opening
 from edgepose.errors import BundleError, EdgePoseError, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -17,10 +18,7 @@ __all__ = ["load_variants"]
 def load_variants(
     path: Path,
     variants: list[str] | None = None,
-    engine: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    self_test: bool = True,
+    opening: Opening | None = None,
     *,
     measure_anyway: bool = False,
 ) -> tuple[dict[str, LoadedModel], dict[str, EdgePoseError]]:
@@ -29,10 +27,7 @@ def load_variants(
     Args:
         path: A bundle or a model file.
         variants: Only these.
-        engine: Engine name.
-        device: The engine's device.
-        threads: Threads of one inference.
-        self_test: Replay the golden inputs.
+        opening: Engine, device and the rest.
         measure_anyway: A file that was edited or fails the self-test is loaded all the same, and the terminal says
             so: finding out what it costs is what validation is for.
 
@@ -41,18 +36,21 @@ def load_variants(
     """
     from edgepose.runtimes.load import load_model, load_model_file, model_files
 
+    how = opening or Opening()
     models: dict[str, LoadedModel] = {}
     failed: dict[str, EdgePoseError] = {}
     for name, file in model_files(path, variants).items():
         try:
-            models[name] = load_model(file, engine, device, threads=threads, self_test=self_test)
+            models[name] = load_model(
+                file, how.engine, how.device, threads=how.threads, self_test=how.self_test, options=how.options
+            )
         except EngineUnavailable as error:
             failed[name] = error
         except EdgePoseError as error:
             try:
                 if not measure_anyway:
                     raise
-                models[name] = load_model_file(file, engine, device, threads=threads)
+                models[name] = load_model_file(file, how.engine, how.device, threads=how.threads, options=how.options)
                 remark(f"warning: {name}: {error}; measured all the same")
             except EdgePoseError:
                 failed[name] = error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
-from edgepose.cli._options import PATH, engine_options, split_list
+from edgepose.cli._options import PATH, Opening, engine_options, split_list
 from edgepose.cli._variants import load_variants
 from edgepose.machine import machine
 
@@ -37,10 +37,7 @@ def command(
     batch: int,
     json_path: Path | None,
     force: bool,
-    engine: str | None,
-    device: str,
-    threads: int | None,
-    no_self_test: bool,
+    opening: Opening,
 ) -> None:
     """Measure every variant of BUNDLE (or one model file) here, interleaved round by round.
 
@@ -56,10 +53,7 @@ def command(
         iterations=iterations,
         warmup=warmup,
         batch=batch,
-        engine=engine,
-        device=device,
-        threads=threads,
-        self_test=not no_self_test,
+        opening=opening,
     )
     if json_path:
         write_figures(json_path, data)
@@ -72,10 +66,7 @@ def bench(
     iterations: int,
     warmup: int,
     batch: int = 1,
-    engine: str | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    self_test: bool = True,
+    opening: Opening | None = None,
 ) -> dict[str, Any]:
     """Measure, print the table, and return everything for JSON.
 
@@ -85,8 +76,9 @@ def bench(
     from edgepose.runtimes.latency import measure_latency, peak_rss_mb
     from edgepose.runtimes.load import model_bytes, model_files
 
+    opening = opening or Opening()
     files = model_files(path, variants)
-    estimators, failed = load_variants(path, variants, engine, device, threads, self_test)
+    estimators, failed = load_variants(path, variants, opening)
     placement = {name: estimator.engine.placement() for name, estimator in estimators.items()}
     with progress() as update:
         rows = measure_latency(
@@ -94,12 +86,12 @@ def bench(
             iterations=iterations,
             warmup=warmup,
             batch=batch,
-            threads=threads,
+            threads=opening.threads,
             progress=lambda done, total: update("time the variants in turn", done, total),
         )
         memory = {}
         for done, row in enumerate(rows, start=1):
-            memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, threads, batch)
+            memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, opening.threads, batch)
             update("measure memory in fresh processes", done, len(rows))
     megabytes = {name: model_bytes(files[name]) / 1e6 for name in estimators}
     here = machine()
@@ -107,7 +99,7 @@ def bench(
     for name, where in placement.items():
         if len(where) > 1:
             remark(f"{name}: its nodes run in several places: {', '.join(f'{n} on {p}' for p, n in where.items())}")
-    how = f"{iterations} interleaved rounds, batch {batch}, {threads or 'automatic'} threads"
+    how = f"{iterations} interleaved rounds, batch {batch}, {opening.threads or 'automatic'} threads"
     versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
     out.print(f"{how}; {here['cpu']}, {here['cores']} cores; {versions}", style="dim")
     return {

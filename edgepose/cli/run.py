@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
-from edgepose.cli._options import PATH, engine_options
+from edgepose.cli._options import PATH, Opening, engine_options
 from edgepose.cli._outputs import Outputs
 
 if TYPE_CHECKING:
@@ -93,10 +93,7 @@ def command(
     lift_device: str,
     max_frames: int | None,
     force: bool,
-    engine: str | None,
-    device: str,
-    threads: int | None,
-    no_self_test: bool,
+    opening: Opening,
 ) -> None:
     """Estimate poses on a source with BUNDLE (or one model file).
 
@@ -114,12 +111,22 @@ def command(
     outputs.check([bundle, Path(source), *filter(None, (boxes, lift, detector))], force=force)
     _check_people(boxes, detector, detector_layout, smooth)
     options = SourceOptions(_size(size), fps, fourcc, loop, pace, not no_reconnect)
-    estimator = load(bundle, engine, device, variant, threads=threads, self_test=not no_self_test)
+    estimator = load(
+        bundle,
+        opening.engine,
+        opening.device,
+        variant,
+        threads=opening.threads,
+        self_test=opening.self_test,
+        options=opening.options,
+    )
     lifter = None
     if lift:
-        lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=not no_self_test)
+        lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=opening.self_test)
         skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
-    finder = load_detector(detector, detector_layout, device=detector_device, threads=threads) if detector else None
+    finder = (
+        load_detector(detector, detector_layout, device=detector_device, threads=opening.threads) if detector else None
+    )
     for model in filter(None, (estimator, lifter)):
         remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
     if finder:

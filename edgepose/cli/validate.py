@@ -15,7 +15,7 @@ from edgepose.calibration.datasets.registry import DATASETS
 from edgepose.cli._accuracy import print_validation
 from edgepose.cli._console import remark, write_figures
 from edgepose.cli._measure import measure, measure_chain, with_latency
-from edgepose.cli._options import PATH, engine_options, split_list
+from edgepose.cli._options import PATH, Opening, engine_options, split_list
 from edgepose.cli._predictions import PREDICTIONS, score_predictions
 from edgepose.cli._variants import load_variants
 from edgepose.errors import EdgePoseError, EngineUnavailable, SinkError
@@ -79,10 +79,7 @@ def command(
     report: Path | None,
     json_path: Path | None,
     force: bool,
-    engine: str | None,
-    device: str,
-    threads: int | None,
-    no_self_test: bool,
+    opening: Opening,
 ) -> int:
     """Measure the accuracy of BUNDLE's variants on the same crops, and the drop from FP32.
 
@@ -111,10 +108,7 @@ def command(
     loaded, unusable = load_variants(
         bundle,
         None if variants is None else _with_baseline(bundle, split_list(variants), baseline),
-        engine,
-        device,
-        threads,
-        not no_self_test,
+        opening,
         measure_anyway=True,
     )
     from edgepose.pipeline import Estimator
@@ -123,9 +117,8 @@ def command(
     if chain:
         if not all(isinstance(model, Estimator) for model in loaded.values()):
             raise EdgePoseError(f"{bundle}: --chain begins with a 2D bundle, and this is a lifting one: swap the two")
-        lifting, unfit = load_variants(
-            chain, split_list(chain_variants) if chain_variants else None, None, device, threads, not no_self_test
-        )
+        names = split_list(chain_variants) if chain_variants else None
+        lifting, unfit = load_variants(chain, names, replace(opening, engine=None, options={}))
         result = measure_chain(
             loaded,
             lifting,

@@ -147,13 +147,13 @@ def test_third_parties_add_engines_but_do_not_replace_ours(monkeypatch):
         engines()
 
 
-def test_modes_are_for_engines_that_have_them(starter_bundle, monkeypatch):
-    with pytest.raises(EngineUnavailable, match="onnxruntime has no mode 'throughput': choose none"):
-        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, mode="throughput")
-    row = EngineRow("sum", (".onnx",), "builtins:dict", ("cpu",), "pip install sum", modes=("fast",))
+def test_options_are_for_engines_that_have_them(starter_bundle, monkeypatch):
+    with pytest.raises(EngineUnavailable, match="onnxruntime has no option 'mode': it has none"):
+        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, {"mode": "throughput"})
+    row = EngineRow("sum", (".onnx",), "builtins:dict", ("cpu",), "pip install sum", options={"mode": ("fast",)})
     monkeypatch.setattr(registry, "_BUILT_IN", (row,))
     with pytest.raises(EngineUnavailable, match="sum has no mode 'slow': choose fast"):
-        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, mode="slow")
+        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, {"mode": "slow"})
 
 
 def test_a_suffix_that_no_engine_runs(tmp_path):

@@ -189,7 +189,7 @@ def test_the_file_carries_its_specification_and_origin(engine, starter_bundle):
 
 
 def test_a_lone_file_is_an_estimator(fp32, crops, expected):
-    estimator = load(fp32, threads=1, mode="throughput")
+    estimator = load(fp32, threads=1, options={"mode": "throughput"})
     assert (estimator.engine.name, estimator.engine.device) == ("openvino", "cpu")
     np.testing.assert_allclose(estimator.heatmaps(crops), expected, atol=1e-5)
 
@@ -336,7 +336,7 @@ def test_modes(fp32):
     with pytest.raises(EngineUnavailable, match="openvino has no mode 'fast': choose latency, throughput"):
         OpenVinoEngine(fp32, mode="fast")
     with pytest.raises(EngineUnavailable, match="openvino has no mode 'fast': choose latency, throughput"):
-        open_engine(fp32, None, "cpu", None, mode="fast")
+        open_engine(fp32, None, "cpu", None, {"mode": "fast"})
 
 
 def test_no_usage_statistics(fp32):

@@ -125,17 +125,15 @@ def test_after_closing(tiny, crops):
         engine.run({"image": crops[:1]})
 
 
-def test_modes_and_devices(tiny):
-    with pytest.raises(EngineUnavailable, match="tflite has no mode 'throughput': choose latency"):
-        open_engine(tiny / "fp32.tflite", None, "cpu", None, mode="throughput")
-    with pytest.raises(EngineUnavailable, match="tflite has no mode 'fast': choose latency"):
-        TfliteEngine(tiny / "fp32.tflite", mode="fast")
+def test_options_and_devices(tiny):
+    with pytest.raises(EngineUnavailable, match="tflite has no option 'mode': it has none"):
+        open_engine(tiny / "fp32.tflite", None, "cpu", None, {"mode": "throughput"})
     for device in ("cuda", "delegate:", "delegate"):
         with pytest.raises(
             EngineUnavailable, match=r"has no device .*: choose auto, cpu, gpu, npu, edgetpu, delegate:PA"
         ):
             open_engine(tiny / "fp32.tflite", None, device, None)
-    assert open_engine(tiny / "fp32.tflite", None, "auto", None, mode="latency").device == "cpu"
+    assert open_engine(tiny / "fp32.tflite", None, "auto", None).device == "cpu"
 
 
 def test_a_lone_file_is_an_estimator(model, crops):
