@@ -96,6 +96,11 @@ class People:
         """Whether a detector should look at once: for someone who was lost since it last did, or is still missing."""
         return bool(self._missing) and self._time_s - self._looked_s >= self._patience_s / _LOOKS
 
+    @property
+    def count(self) -> int:
+        """How many people are followed."""
+        return len(self._followed)
+
     def regions(self) -> Floats:
         """Where the followed people are expected: (T, 4) cx, cy, w, h."""
         return self._ask(np.zeros((0, 4)))

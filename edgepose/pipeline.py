@@ -11,8 +11,9 @@ frame ──▶ regions ──▶ crops ──▶ engine ──▶ heatmaps ─�
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,7 @@ from edgepose.decode import decode, flip_back
 from edgepose.errors import EdgePoseError
 from edgepose.geometry import regions_from_boxes, xywh_to_xyxy, xyxy_to_xywh
 from edgepose.lifter import Lifter
+from edgepose.lookout import Lookout
 from edgepose.metrics import Metrics
 from edgepose.model import LoadedModel
 from edgepose.people import Detector, People
@@ -29,7 +31,7 @@ from edgepose.sources import Frame
 from edgepose.tracking import Follower, find_person, looks_like_a_person, next_region
 from edgepose.types import ModelSpec, Poses
 
-__all__ = ["Estimator", "Pipeline"]
+__all__ = ["Begun", "Estimator", "Pipeline"]
 
 
 _LARGEST = 1e6  # pixels: box coordinates beyond this are damaged data
@@ -54,15 +56,27 @@ class Estimator(LoadedModel):
         if boxes is None:
             poses = find_person(frame_bgr, self.poses_at, self.spec)
             return poses[looks_like_a_person(poses, self.spec)]
-        boxes_xywh = xyxy_to_xywh(_check_boxes(boxes))
-        return self.poses_at(frame_bgr, regions_from_boxes(boxes_xywh, self.spec.aspect, self.spec.crop_padding))
+        return self.poses_at(frame_bgr, self.regions(boxes))
+
+    def regions(self, boxes: ArrayLike) -> NDArray[np.float64]:
+        """Boxes (N, 4) x1, y1, x2, y2 in pixels -> what is cropped around them: (N, 4) cx, cy, w, h."""
+        return regions_from_boxes(xyxy_to_xywh(_check_boxes(boxes)), self.spec.aspect, self.spec.crop_padding)
 
     def poses_at(self, frame_bgr: NDArray[np.uint8], regions: NDArray[np.float64]) -> Poses:
         """One pose for each region (N, 4) cx, cy, w, h in frame pixels."""
         if not len(regions):
             return Poses.empty(self.spec.skeleton)
-        crops = crop(frame_bgr, regions, self.spec.input_wh)
-        keypoints, scores = decode(self.heatmaps(crops), regions)
+        return self._poses(self.heatmaps(crop(frame_bgr, regions, self.spec.input_wh)), regions)
+
+    def start_at(self, frame_bgr: NDArray[np.uint8], regions: NDArray[np.float64]) -> Callable[[], Poses]:
+        """The same, while the caller does something else: what comes back waits for the poses when it is called."""
+        if not len(regions):
+            return lambda: Poses.empty(self.spec.skeleton)
+        heatmaps = self.start(crop(frame_bgr, regions, self.spec.input_wh))
+        return lambda: self._poses(heatmaps(), regions)
+
+    def _poses(self, heatmaps: NDArray[np.float32], regions: NDArray[np.float64]) -> Poses:
+        keypoints, scores = decode(heatmaps, regions)
         return Poses(keypoints, scores, _boxes_of(regions, self.spec), self.spec.skeleton)
 
     def heatmaps(self, crops: NDArray[np.uint8], flip: bool = False) -> NDArray[np.float32]:
@@ -95,6 +109,23 @@ class Estimator(LoadedModel):
         return Follower(self.poses_at, self.spec)
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A frame that :meth:`Pipeline.begin` began.
+
+    Attributes:
+        frame: The frame.
+        regions: Where people are expected, (N, 4) cx, cy, w, h; None where the frame before must be done first.
+        poses: Waits for the poses there; None without regions.
+        seconds: What beginning took.
+    """
+
+    frame: Frame
+    regions: NDArray[np.float64] | None = None
+    poses: Callable[[], Poses] | None = None
+    seconds: float = 0.0
+
+
 class Pipeline:
     """Poses of the people in a stream of frames: call it with one frame after the other.
 
@@ -102,10 +133,14 @@ class Pipeline:
     lost; in between, regions follow the last poses. Without one, a single person is searched and followed, or people
     are where ``boxes`` says. Frames that do not follow each other are searched one by one.
 
+    Calling is :meth:`begin` and :meth:`finish`. Who begins the next frame before finishing this one keeps the engine
+    busy while the host crops and decodes; a single person is then followed by the pose of the frame before last.
+
     Args:
         estimator: The 2D model.
         detector: Finds people's boxes.
         detect_every: Frames from one look of the detector to the next.
+        detect_aside: Whether the detector looks in a thread of its own, while frames pass.
         most: So many people at most are followed.
         boxes: People's boxes (N, 4) x1, y1, x2, y2 of a frame, where they are known.
         moving: Whether frames follow each other.
@@ -120,6 +155,7 @@ class Pipeline:
         *,
         detector: Detector | None = None,
         detect_every: int = 10,
+        detect_aside: bool = False,
         most: int = 10,
         boxes: Callable[[Frame], ArrayLike] | None = None,
         moving: bool = True,
@@ -128,58 +164,73 @@ class Pipeline:
         metrics: Metrics | None = None,
     ) -> None:
         self.estimator, self.lifter = estimator, lifter
-        self._detector, self._detect_every = detector, detect_every
-        self._boxes, self._smooth = boxes, smooth
         self._metrics = metrics or Metrics()
-        self._people = People(estimator.spec, most=most) if detector and moving else None
+        self._boxes, self._smooth, self._detector = boxes, smooth, detector
+        self._people, self._lookout = None, None
+        if detector and moving:
+            self._people = People(estimator.spec, most=most)
+            self._lookout = Lookout(detector, detect_every, aside=detect_aside, metrics=self._metrics)
         self._follow = estimator.follow() if moving and not detector and not boxes else None
-        self._until_look = 0
 
     def __call__(self, frame: Frame) -> Poses:
         """The people of a frame, with ids where they are followed, and in space where there is a lifting model."""
+        return self.finish(self.begin(frame))
+
+    def begin(self, frame: Frame) -> Begun:
+        """Start the engine on a frame, where its regions are known already."""
         _check_frame(frame.image_bgr)
-        poses = self._find(frame)
+        regions = self._expected(frame)
+        if regions is None:
+            return Begun(frame)
+        start = time.perf_counter()
+        poses = self.estimator.start_at(frame.image_bgr, regions)
+        return Begun(frame, regions, poses, time.perf_counter() - start)
+
+    def finish(self, begun: Begun) -> Poses:
+        """The people of a frame that was begun; frames are finished in their order."""
+        frame, start = begun.frame, time.perf_counter() - begun.seconds
+        poses = self._found(begun)
+        self._metrics.add("pose", time.perf_counter() - start)
+        height, width = frame.image_bgr.shape[:2]
+        if self._people is not None:
+            with self._metrics.stage("follow"):
+                poses = self._people.update(poses, frame.time_s, (width, height))
         if self._smooth is not None:
             with self._metrics.stage("smooth"):
                 poses = self._smooth(poses, frame.time_s)
         if self.lifter is not None:
-            height, width = frame.image_bgr.shape[:2]
             with self._metrics.stage("lift"):
                 poses = self.lifter.lift(poses, (width, height), self.estimator.spec.score_threshold)
         return poses
 
-    def _find(self, frame: Frame) -> Poses:
-        """The 2D poses, in the way that this stream is worked on."""
+    def close(self) -> None:
+        """End the detector's thread. The models stay loaded."""
+        if self._lookout is not None:
+            self._lookout.close()
+
+    def _expected(self, frame: Frame) -> NDArray[np.float64] | None:
+        """Regions that are known before the frame before this one is done."""
         if self._boxes is not None:
-            return self._timed(self.estimator.estimate, frame.image_bgr, self._boxes(frame))
-        if self._people is not None:
-            return self._followed(frame, self._people)
+            return self.estimator.regions(self._boxes(frame))
         if self._follow is not None:
-            return self._timed(self._follow, frame.image_bgr)
-        boxes = self._detect(frame)[0] if self._detector else None
-        return self._timed(self.estimator.estimate, frame.image_bgr, boxes)
+            return self._follow.region
+        if self._detector is not None and self._lookout is None:
+            with self._metrics.stage("detect"):
+                boxes, _ = self._detector.detect(frame.image_bgr)
+            return self.estimator.regions(boxes)
+        return None
 
-    def _followed(self, frame: Frame, people: People) -> Poses:
-        """Several people, each in the region of the last pose; and whoever the detector sees besides."""
-        if self._until_look <= 0 or people.lost:
-            regions = people.with_detections(*self._detect(frame))
-            self._until_look = self._detect_every
-        else:
-            regions = people.regions()
-        self._until_look -= 1
-        poses = self._timed(self.estimator.poses_at, frame.image_bgr, regions)
-        height, width = frame.image_bgr.shape[:2]
-        with self._metrics.stage("follow"):
-            return people.update(poses, frame.time_s, (width, height))
-
-    def _detect(self, frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        assert self._detector is not None
-        with self._metrics.stage("detect"):
-            return self._detector.detect(frame.image_bgr)
-
-    def _timed(self, find: Callable[..., Poses], *arguments: Any) -> Poses:
-        with self._metrics.stage("pose"):
-            return find(*arguments)
+    def _found(self, begun: Begun) -> Poses:
+        """The 2D poses, in the way that this stream is worked on."""
+        image = begun.frame.image_bgr
+        if self._people is not None and self._lookout is not None:
+            people = self._people
+            seen = self._lookout.look(image, now=people.lost, alone=not people.count)
+            return self.estimator.poses_at(image, people.with_detections(*seen) if seen else people.regions())
+        poses = begun.poses() if begun.poses else None
+        if self._follow is not None:
+            return self._follow.settle(image, begun.regions, poses)
+        return self.estimator.estimate(image) if poses is None else poses
 
 
 def _check_frame(frame: NDArray[np.uint8]) -> None:

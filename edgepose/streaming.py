@@ -3,7 +3,9 @@
     source ──▶ reader thread ──▶ poses_of, in the caller's thread ──▶ writer thread ──▶ sinks
                   at most 2 frames wait                     at most 4 results wait
 
-A live source hands over its newest frame itself (``sources.py``), so that none waits there. Where a stage is slower
+Every frame of a file is begun before the one before it is finished, so that the engine always has work. A live source
+hands over its newest frame itself (``sources.py``), so that none waits there, and each is finished at once: begun ahead
+of its time, it would be older when it is done. Where a stage is slower
 than the one before it, that one waits: nothing grows. Whatever ends the run, the sinks are closed and what they wrote
 is whole.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,7 +31,8 @@ __all__ = ["PosesOf", "Result", "Sink", "run", "stream"]
 _READ_AHEAD, _WRITE_BEHIND = 2, 4
 
 PosesOf = Callable[[Frame], Poses]
-"""Finds the poses of a frame; frames come in order."""
+"""Finds the poses of a frame; frames come in order. One that has the two halves of a call as methods ``begin(frame)``
+and ``finish(begun)``, as :class:`edgepose.pipeline.Pipeline` has, may be asked to begin a frame ahead."""
 
 
 class Sink(Protocol):
@@ -94,8 +99,12 @@ class _Results:
     """Frames with their poses."""
 
     def __init__(self, source: Iterable[Frame], poses_of: PosesOf, metrics: Metrics) -> None:
-        self._poses_of, self._metrics = poses_of, metrics
+        self._metrics = metrics
         live = bool(getattr(source, "live", False))
+        halves = hasattr(poses_of, "begin")
+        self._begin: Callable[[Frame], Any] = getattr(poses_of, "begin", lambda frame: frame)
+        self._finish: Callable[[Any], Poses] = poses_of.finish if halves else poses_of  # type: ignore[attr-defined]
+        self._ahead = 1 if halves and not live else 0
         self._frames = _Direct(source, metrics) if live else _ReadAhead(source, metrics)
 
     def __enter__(self) -> _Results:
@@ -105,11 +114,46 @@ class _Results:
         self._frames.close()
 
     def __iter__(self) -> Iterator[Result]:
-        for frame in self._frames:
-            with _naming("poses"), self._metrics.stage("poses"):
-                poses = self._poses_of(frame)
-            self._metrics.result(len(poses), frame.captured_s)
-            yield Result(frame, poses)
+        waiting: deque[_Begun] = deque()
+        for begun in self._begun():
+            if isinstance(begun, _Begun):
+                waiting.append(begun)
+            while len(waiting) > (self._ahead if isinstance(begun, _Begun) else 0):
+                yield self._finished(waiting.popleft())
+            if isinstance(begun, Exception):
+                raise begun
+
+    def _begun(self) -> Iterator[_Begun | Exception | None]:
+        """The frames, and at the end None or the error: what was begun before it is finished first."""
+        error = None
+        try:
+            for frame in self._frames:
+                yield self._started(frame)
+        except Exception as raised:
+            error = raised
+        yield error
+
+    def _started(self, frame: Frame) -> _Begun:
+        start = time.perf_counter()
+        with _naming("poses"):
+            return _Begun(frame, self._begin(frame), time.perf_counter() - start)
+
+    def _finished(self, begun: _Begun) -> Result:
+        start = time.perf_counter()
+        with _naming("poses"):
+            poses = self._finish(begun.work)
+        self._metrics.add("poses", begun.seconds + time.perf_counter() - start)
+        self._metrics.result(len(poses), begun.frame.captured_s)
+        return Result(begun.frame, poses)
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A frame, what ``begin`` made of it, and how long that took."""
+
+    frame: Frame
+    work: Any
+    seconds: float
 
 
 class _Direct:

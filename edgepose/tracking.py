@@ -78,22 +78,45 @@ def _best(poses: Poses, count: int) -> Poses:
 
 
 class Follower:
-    """Follows one person through the frames of a video; call it with each frame in turn."""
+    """Follows one person through the frames of a video.
+
+    Call it with each frame in turn; or look at ``region`` first, and hand the poses found there to :meth:`settle`.
+
+    Attributes:
+        region: Where the person is expected, (1, 4) cx, cy, w, h; None while nobody is followed.
+    """
 
     def __init__(self, poses_at: PosesAt, spec: ModelSpec) -> None:
         self._poses_at = poses_at
         self._spec = spec
-        self._region: Regions | None = None
+        self.region: Regions | None = None
 
     def __call__(self, frame: Frame) -> Poses:
         """The person in this frame, or nobody."""
-        if self._region is not None:
-            poses = self._accept(self._poses_at(frame, self._region), followed=True)
-            if len(poses):
-                return poses
-        return self._accept(find_person(frame, self._poses_at, self._spec), followed=False)
+        return self.settle(frame, self.region, None if self.region is None else self._poses_at(frame, self.region))
 
-    def _accept(self, poses: Poses, followed: bool) -> Poses:
-        poses = poses[looks_like_a_person(poses, self._spec, followed=followed)]
-        self._region = next_region(poses, 0, self._spec) if len(poses) else None
+    def settle(self, frame: Frame, region: Regions | None, poses: Poses | None) -> Poses:
+        """The person in a frame, or nobody, given what was found where the person was expected.
+
+        Where that is nobody, the latest region is tried if it is another (a frame may have been settled in between),
+        and then the frame is searched.
+
+        Args:
+            frame: (h, w, 3) uint8.
+            region: What ``region`` was; None where nobody was expected.
+            poses: Found there.
+        """
+        if poses is not None and len(found := self._people(poses, followed=True)):
+            return self._kept(found)
+        if self.region is not None and self.region is not region:
+            found = self._people(self._poses_at(frame, self.region), followed=True)
+            if len(found):
+                return self._kept(found)
+        return self._kept(self._people(find_person(frame, self._poses_at, self._spec), followed=False))
+
+    def _people(self, poses: Poses, followed: bool) -> Poses:
+        return poses[looks_like_a_person(poses, self._spec, followed=followed)]
+
+    def _kept(self, poses: Poses) -> Poses:
+        self.region = next_region(poses, 0, self._spec) if len(poses) else None
         return poses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgepose.errors import BundleError, EdgePoseError
 from edgepose.skeletons import Skeleton, get_skeleton
 
-__all__ = ["Engine", "NORMALISATIONS", "ModelSpec", "Poses", "TensorSpec"]
+__all__ = ["Engine", "NORMALISATIONS", "ModelSpec", "Poses", "QueuingEngine", "TensorSpec"]
 
 SPEC_KEY = "edgepose"
 """Metadata key under which every exported file carries its ModelSpec."""
@@ -328,4 +328,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device."""
+        ...
+
+
+@runtime_checkable
+class QueuingEngine(Protocol):
+    """An engine that has a queue of its own, so that the next batch is there when one ends."""
+
+    def run_async(self, feeds: Mapping[str, NDArray[Any]]) -> Any:
+        """Start one batch and return what :meth:`result` takes; the feeds may be written to afterwards."""
+        ...
+
+    def result(self, pending: Any) -> dict[str, NDArray[Any]]:
+        """Wait for a batch and return its answers."""
         ...

@@ -203,6 +203,99 @@ def test_without_a_detector_one_person_is_followed(estimator, clip_frames):
         np.testing.assert_array_equal(pipeline(frame).keypoints_xy, follow(frame.image_bgr).keypoints_xy)
 
 
+def ahead(pipeline, frames):
+    """Every frame is begun before the one before it is finished."""
+    begun, found = None, []
+    for frame in frames:
+        later = pipeline.begin(frame)
+        found += [pipeline.finish(begun)] if begun else []
+        begun = later
+    return [*found, pipeline.finish(begun)]
+
+
+def test_a_frame_ahead_the_person_is_followed_as_well(estimator, clip_frames):
+    """By the pose of the frame before last: the crops differ a little, the poses do not get worse."""
+    frames = clip(clip_frames, start=0)
+    pipeline = Pipeline(estimator)
+    in_turn, overlapped = [pipeline(frame) for frame in frames], ahead(Pipeline(estimator), frames)
+    assert sum(map(len, overlapped)) >= sum(map(len, in_turn)) - 2
+    assert sum(person_in_the_last_frames(p) for p in overlapped[40:]) >= 0.9 * len(overlapped[40:])
+    scores = [np.mean([p.scores.mean() for p in poses if len(p)]) for poses in (in_turn, overlapped)]
+    assert scores[1] > 0.98 * scores[0]
+
+
+def test_a_frame_ahead_where_boxes_are_known_nothing_changes(estimator, clip_frames):
+    def boxes(frame):
+        return [[380, 0, 545, 410]] * (frame.index % 3)
+
+    frames = clip(clip_frames)[:6]
+    pipeline = Pipeline(estimator, boxes=boxes)
+    for one, other in zip(map(pipeline, frames), ahead(Pipeline(estimator, boxes=boxes), frames), strict=True):
+        np.testing.assert_array_equal(one.keypoints_xy, other.keypoints_xy)
+
+
+def test_a_frame_ahead_several_people_are_followed_frame_by_frame(estimator, clip_frames):
+    """Their regions and ids hang on the frame before: nothing is begun early, and the poses are the same."""
+    frames = clip(clip_frames)[:8]
+    pipelines = [Pipeline(estimator, detector=Boxes([[380, 0, 545, 410]]), detect_every=3) for _ in range(2)]
+    for one, other in zip(map(pipelines[0], frames), ahead(pipelines[1], frames), strict=True):
+        np.testing.assert_array_equal(one.keypoints_xy, other.keypoints_xy)
+        np.testing.assert_array_equal(one.track_ids, other.track_ids)
+
+
+def test_someone_who_jumps_is_found_where_the_last_pose_says(estimator, clip_frames):
+    """The region that was begun is of the frame before last; where nobody is there, the newest one is tried first."""
+    asked = []
+
+    def poses_at(frame, regions):
+        asked.append(regions)
+        return estimator.poses_at(frame, regions)
+
+    from edgepose.tracking import Follower
+
+    follow = Follower(poses_at, estimator.spec)
+    follow(clip_frames[60])
+    stale = follow.region
+    follow(clip_frames[61])
+    asked.clear()
+    nobody = dataclasses.replace(estimator.poses_at(clip_frames[62], stale), scores=np.zeros((1, 14), np.float32))
+    assert len(follow.settle(clip_frames[62], stale, nobody)) == 1
+    assert len(asked) == 1
+    assert asked[0].shape == (1, 4)
+
+
+def test_a_detector_aside_finds_the_same_people(estimator, clip_frames):
+    pipeline = Pipeline(estimator, detector=Boxes([[380, 0, 545, 410]]), detect_every=3, detect_aside=True)
+    found = [pipeline(frame) for frame in clip(clip_frames)[:9]]
+    pipeline.close()
+    assert [poses.track_ids.tolist() for poses in found] == [[0]] * 9
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_what_is_started_is_answered_as_what_is_run(starter_bundle, starter_openvino, engine):
+    """In an engine's own queue, or in a thread; any number of batches, in any order."""
+    paths = {"onnxruntime": starter_bundle / "onnx-int8.onnx", "openvino": starter_openvino / "openvino-fp32.xml"}
+    model = edgepose.load(paths[engine])
+    model.batch = 2
+    rng = np.random.default_rng(0)
+    inputs = [rng.integers(0, 256, (count, 128, 96, 3), dtype=np.uint8) for count in (1, 3, 0, 5)]
+    answers = [model.start(crops) for crops in inputs]
+    for crops, answer in reversed(list(zip(inputs, answers, strict=True))):
+        np.testing.assert_allclose(answer(), model.infer(crops), atol=1e-6)
+    model.close()
+
+
+def test_a_batch_that_cannot_be(estimator):
+    with pytest.raises(EdgePoseError, match="batch 0 asked, it can be 1 or more"):
+        estimator.batch = 0
+
+    class Four:
+        inputs = (dataclasses.replace(estimator.spec.input, shape=(4, 128, 96, 3)),)
+
+    with pytest.raises(EdgePoseError, match="tpu: batch 2 asked, it can be 4, for which its model was made"):
+        Estimator(Four(), estimator.spec, "tpu").batch = 2
+
+
 def test_boxes_say_where_people_are(estimator, clip_frames):
     pipeline = Pipeline(estimator, boxes=lambda frame: [[380, 0, 545, 410]] * (frame.index % 3))
     assert [len(pipeline(frame)) for frame in clip(clip_frames)[:3]] == [0, 1, 2]

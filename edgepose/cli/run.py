@@ -12,6 +12,7 @@ import click
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
 from edgepose.cli._options import PATH, Opening, engine_options
 from edgepose.cli._outputs import Outputs
+from edgepose.cli._plan import planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "run_source"]
 
+_DETECT_EVERY = 10
 _LAYOUTS = "yolox, yolox-nms, rtmdet, yolov5, yolov8, end2end, torchvision, detr, rtdetr, rfdetr"
 
 
@@ -53,8 +55,13 @@ _LAYOUTS = "yolox, yolox-nms, rtmdet, yolov5, yolov8, end2end, torchvision, detr
 @click.option("--detector", type=PATH, help="ONNX model that finds people: several are followed, with ids.")
 @click.option("--detector-layout", help=f"What the detector answers: {_LAYOUTS}.  [default: found out]")
 @click.option("--detector-device", default="auto", show_default=True, help="Where the detector runs.")
-@click.option("--detect-every", type=click.IntRange(1), default=10, show_default=True, help="Frames between two looks.")
+@click.option("--detect-every", type=click.IntRange(1), help="Frames between two looks.  [default: 10, or as planned]")
 @click.option("--most", type=click.IntRange(1, 100), default=10, show_default=True, help="People to follow at most.")
+@click.option(
+    "--target-fps",
+    type=click.FloatRange(0, 1000, min_open=True),
+    help="Measure here what people cost, and follow no more than this frame rate allows.",
+)
 @click.option("--smooth", is_flag=True, help="Steady the joints of those who are followed (One-Euro filter).")
 @click.option("--variant", help="Which variant of the bundle.  [default: INT8 on a CPU]")
 @click.option("--lift", type=PATH, help="Bundle of a lifting model: the poses in space too.")
@@ -84,8 +91,9 @@ def command(
     detector: Path | None,
     detector_layout: str | None,
     detector_device: str,
-    detect_every: int,
+    detect_every: int | None,
     most: int,
+    target_fps: float | None,
     smooth: bool,
     variant: str | None,
     lift: Path | None,
@@ -131,6 +139,9 @@ def command(
         remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
     if finder:
         remark(f"{detector} as {finder.layout.name} on {finder.engine.name} {finder.engine.device}")
+    if target_fps:
+        chosen = planned(estimator, finder, lifter, target_fps, most if finder else 1, detect_every)
+        most, detect_every = chosen.most, chosen.detect_every
     run_source(
         estimator,
         source,
@@ -140,7 +151,7 @@ def command(
         max_frames=max_frames,
         lifter=lifter,
         detector=finder,
-        detect_every=detect_every,
+        detect_every=detect_every or _DETECT_EVERY,
         most=most,
         smooth=smooth,
     )
@@ -156,7 +167,7 @@ def run_source(
     max_frames: int | None = None,
     lifter: Lifter | None = None,
     detector: Detector | None = None,
-    detect_every: int = 10,
+    detect_every: int = _DETECT_EVERY,
     most: int = 10,
     smooth: bool = False,
 ) -> Metrics:
@@ -182,6 +193,7 @@ def run_source(
             smooth=OneEuro(threshold=threshold) if smooth else None,
             lifter=lifter,
             metrics=metrics,
+            detect_aside=opened.live,
         )
         models = [estimator, *([lifter] if lifter else [])]
         caption = "  >  ".join(f"{m.spec.name}  {m.variant}  {m.engine.name} {m.engine.device}" for m in models)
@@ -191,6 +203,7 @@ def run_source(
                 frames = opened if max_frames is None else _First(opened, max_frames)
                 run(frames, pipeline, sinks, metrics, lambda now: update("frames", now.frames, count))
         finally:
+            pipeline.close()
             if metrics.frames:
                 _print_totals(metrics, outputs)
             if opened.skipped:

@@ -64,6 +64,29 @@ def test_a_detector_gives_people_with_ids_and_every_output_is_written(edgepose, 
     assert (tmp_path / "v.mp4").stat().st_size > 10_000
 
 
+def test_a_target_gives_a_plan(edgepose, starter_bundle, detector, tmp_path):
+    """At 20 frames per second there is time for somebody; at 1000 for nobody, and that is said."""
+    given = (
+        "run",
+        starter_bundle,
+        "--source",
+        SAMPLE_CLIP,
+        "--max-frames",
+        "5",
+        "--json",
+        tmp_path / "p.jsonl",
+        "--force",
+    )
+    done = edgepose(*given, "--detector", detector, "--detector-layout", "end2end", "--most", "3", "--target-fps", "20")
+    plan = re.search(r"plan for 20 FPS: (\d) (person|people) at most, the detector looks every \d+", done.stdout)
+    assert plan
+    assert 1 <= int(plan[1]) <= 3
+    assert re.search(r"^ +1 +[\d.]+ +[\d.]+ +\d+ +(yes|no)$", done.stdout, re.MULTILINE)
+    done = edgepose(*given, "--target-fps", "1000")
+    assert "plan for 1000 FPS: 1 person at most, 1 per engine call" in done.stdout
+    assert "1000 FPS cannot be reached here: about " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
