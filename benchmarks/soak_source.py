@@ -1,10 +1,11 @@
-"""Weeks of a camera in minutes: `soak_source.py [--bundle BUNDLE] [--minutes 30] [--kill-every 60] [--stalls]`.
+"""Weeks of a camera in minutes: `soak_source.py [--bundle BUNDLE [--outputs FOLDER]] [--minutes 30] [--kill-every 60]`.
 
 A local server sends the sample clip round and round as MJPEG at a steady pace, and is killed every so many seconds;
 with --stalls it stands still every other time instead. Frames are read through `open_source` by a reader that works on
-each, longer than a frame lasts unless told otherwise; with --bundle the poses of each frame are found. Prints every
-minute memory, threads, frames, drops and reconnects; at the end how fast memory grows (least squares over samples of
-every 5 s, without the first minute, in which caches fill) and how old frames were when they were taken.
+each, longer than a frame lasts unless told otherwise; with --bundle the poses of each frame are found, and with
+--outputs they go to an annotated video, JSON lines, the live page, which somebody watches, and to a broker, --mqtt.
+Prints every minute memory, threads, frames, drops and reconnects; at the end how fast memory grows (least squares over
+samples of every 5 s, without the first minute, in which caches fill) and how old frames were when they were taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,9 +30,13 @@ import numpy as np
 
 from edgepose.assets import SAMPLE_CLIP
 from edgepose.machine import machine
+from edgepose.mqtt import MqttSink
 from edgepose.pipeline import Pipeline
 from edgepose.runtimes.load import load
+from edgepose.serve import ServeSink
+from edgepose.sinks import JsonLinesSink, VideoSink
 from edgepose.sources import Frame, Source, SourceOptions, open_source
+from edgepose.streaming import Sink
 
 
 class MjpegServer:
@@ -160,6 +168,43 @@ class Vandal:
         self._end()
 
 
+class Outputs:
+    """Poses of each frame into every sink; somebody watches the live page."""
+
+    def __init__(self, bundle: Path, folder: Path, mqtt: str | None) -> None:
+        self._pipeline = Pipeline(load(bundle))
+        self._page = ServeSink("127.0.0.1:0")
+        self._sinks: list[Sink] = [
+            VideoSink(folder / "soak.mp4", 15, "soak", 0.15),
+            JsonLinesSink(folder / "soak.jsonl"),
+            self._page,
+            *([MqttSink(mqtt)] if mqtt else []),
+        ]
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        with (
+            suppress(OSError, HTTPException),
+            urllib.request.urlopen(f"{self._page.url.rstrip('/')}/stream.mjpg") as stream,
+        ):
+            while stream.read(4096):
+                pass
+
+    def __call__(self, frame: Frame) -> None:
+        """Work on a frame."""
+        poses = self._pipeline(frame)
+        for sink in self._sinks:
+            sink.write(frame, poses)
+
+    def close(self) -> None:
+        """Finish the files, and see that somebody watched to the end."""
+        print(f"the page is still watched: {self._watcher.is_alive()}")
+        for sink in self._sinks:
+            sink.close(complete=True)
+        self._watcher.join(5)
+
+
 class Figures:
     """What is measured while it runs, in arrays that are there from the beginning: it must not grow by itself."""
 
@@ -229,6 +274,8 @@ def main() -> None:
     parser.add_argument("--work-ms", type=float, default=50, help="how long the reader works on a frame")
     parser.add_argument("--stalls", action="store_true")
     parser.add_argument("--bundle", type=Path, help="find poses with it, instead of waiting")
+    parser.add_argument("--outputs", type=Path, metavar="FOLDER", help="into every sink; files go there")
+    parser.add_argument("--mqtt", help="address of a broker, for --outputs")
     parser.add_argument("--serve", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
@@ -237,7 +284,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     print(machine())
     work: Callable[[Frame], object] = lambda frame: time.sleep(arguments.work_ms / 1e3)  # noqa: E731
-    if arguments.bundle:
+    outputs = None
+    if arguments.outputs:
+        arguments.outputs.mkdir(parents=True, exist_ok=True)
+        work = outputs = Outputs(arguments.bundle, arguments.outputs, arguments.mqtt)
+    elif arguments.bundle:
         work = Pipeline(load(arguments.bundle))
     vandal = Vandal(arguments.fps, arguments.kill_every, arguments.down, arguments.stalls)
     try:
@@ -246,6 +297,8 @@ def main() -> None:
                 print(line, flush=True)
     finally:
         vandal.close()
+        if outputs:
+            outputs.close()
     print(f"threads after closing: {threading.active_count()}")
 
 
