@@ -1,7 +1,7 @@
 """What a ``.pt2`` file of edgepose holds, read with the standard library and numpy: nothing in it is ever executed.
 
-The file is a torch.export archive (a zip of JSON and raw weights), which ``torch.export.load`` reads as well. That loader
-is not for untrusted files, though: it unpickles sample inputs, constants and weights that say so, evaluates shapes as
+The file is a torch.export archive (a zip of JSON and raw weights), which ``torch.export.load`` reads as well. But that
+loader is not for untrusted files: it unpickles sample inputs, constants, and weights that say so, evaluates shapes as
 Python expressions, looks operators up as any attribute of ``torch``, and loads compiled code. Here a file may hold
 nothing but the members that edgepose writes, and a program nothing but the operators in :data:`OPERATORS`.
 """
@@ -31,7 +31,7 @@ OPERATORS = frozenset(
     {
         *("add.Tensor", "mul.Tensor", "rsub.Scalar", "sub.Tensor", "clamp.default", "gelu.default", "relu.default"),
         *("cat.default", "chunk.default", "flatten.using_ints", "permute.default", "reshape.default", "slice.Tensor"),
-        *("stack.default", "sym_size.int", "to.dtype", "transpose.int"),
+        *("squeeze.dim", "stack.default", "sym_size.int", "to.dtype", "transpose.int", "unsqueeze.default"),
         *("conv2d.default", "linear.default", "matmul.default", "max_pool2d.default", "upsample_nearest2d.vec"),
         *("layer_norm.default", "scaled_dot_product_attention.default", "softmax.int"),
     }
@@ -78,7 +78,6 @@ class Node:
         args, kwargs: Numbers, None, :class:`Ref`, :class:`Dtype`, and lists of them.
         outputs: Names of what it gives.
         several: Whether the call gives a list, even of one.
-        module: The torch module that the call was in, such as ``model.layer1.0.conv1``; empty where that is not known.
     """
 
     operator: str
@@ -86,7 +85,6 @@ class Node:
     kwargs: Mapping[str, Any]
     outputs: tuple[str, ...]
     several: bool
-    module: str
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _tensor(members: Mapping[str, bytes], folder: str, row: Mapping[str, Any]) -
         raise ValueError(f"{row['path_name']} is not contiguous")
     data = members[f"data/{folder}/{row['path_name']}"]
     array = np.frombuffer(data, dtype, count=math.prod(shape), offset=start * dtype.itemsize)
-    return array.reshape(shape).copy()
+    return np.array(array.reshape(shape))
 
 
 def _node(row: Mapping[str, Any]) -> Node:
@@ -217,36 +215,33 @@ def _node(row: Mapping[str, Any]) -> Node:
     named = [(given["kind"], given["name"], _value(given["arg"])) for given in row["inputs"]]
     [(kind, given)] = row["outputs"][0].items()
     results = given if kind == "as_tensors" else [given]
-    modules = str(row["metadata"].get("nn_module_stack", "")).rpartition(";")[2].split(",")
     return Node(
         operator=operator,
         args=tuple(value for kind, _, value in named if kind == 1),
         kwargs={name: value for kind, name, value in named if kind != 1},
         outputs=tuple(result["as_name" if kind == "as_sym_int" else "name"] for result in results),
         several=kind == "as_tensors",
-        module=modules[1] if len(modules) == 3 else "",
     )
 
 
 def _value(argument: Mapping[str, Any]) -> Any:
     [(kind, value)] = argument.items()
-    if kind == "as_none":
-        return None
-    if kind == "as_tensor":
-        return Ref(value["name"])
-    if kind == "as_scalar_type":
-        return Dtype(_DTYPES[value])
-    if kind == "as_sym_int":
-        return Ref(value["as_name"]) if "as_name" in value else _number(value["as_int"])
-    if kind in ("as_tensors", "as_sym_ints"):
-        return [_value({kind[:-1]: one}) for one in value]
-    if kind in ("as_ints", "as_floats", "as_bools"):
-        return [_number(one) for one in value]
+    made: Any = None
     if kind in ("as_int", "as_float", "as_bool"):
-        return _number(value)
-    if kind == "as_string" and value in ("none", "tanh"):  # gelu's
-        return value
-    raise _Refused(f"has an argument of the kind {kind[:40]!r}")
+        made = _number(value)
+    elif kind == "as_tensor":
+        made = Ref(value["name"])
+    elif kind == "as_sym_int":
+        made = Ref(value["as_name"]) if "as_name" in value else _number(value["as_int"])
+    elif kind in ("as_ints", "as_floats", "as_bools", "as_tensors", "as_sym_ints"):
+        made = [_value({kind[:-1]: one}) for one in value]
+    elif kind == "as_scalar_type":
+        made = Dtype(_DTYPES[value])
+    elif kind == "as_string" and value in ("none", "tanh"):  # gelu's
+        made = value
+    elif kind != "as_none":
+        raise _Refused(f"has an argument of the kind {kind[:40]!r}")
+    return made
 
 
 def _number(value: Any) -> int | float | bool:
