@@ -95,7 +95,7 @@ class TorchEngine:
             channels_last = "off" if self.device == "cuda" and dtype == torch.float32 else "on"
         try:
             self._module: fx.GraphModule | None = _built(program, dtype, channels_last == "on")
-            self._module.to(self.device)
+            self._module.to(torch.device(self.device))
         except Exception as error:  # torch's errors have no common base but Exception
             raise EngineError(f"{path}: torch cannot load it for {self.device} ({_reason(error)})") from None
         self._call: Callable[..., tuple[Tensor, ...]] = self._module
@@ -145,7 +145,7 @@ class TorchEngine:
         key = index, array.shape
         if key not in self._pinned:
             self._pinned[key] = torch.empty_like(tensor, pin_memory=True)
-        return self._pinned[key].copy_(tensor).to(self.device, non_blocking=True)
+        return self._pinned[key].copy_(tensor).to(torch.device(self.device), non_blocking=True)
 
     def _graph(self, size: int) -> _CudaGraph:
         """The recorded kernels for one batch size, recorded on first use."""
@@ -164,7 +164,9 @@ class TorchEngine:
                 raise ValueError("the engine is closed")
             tracer = _Tracer(self._module)
             with self._lock, self._settings.applied(), torch.inference_mode():
-                tracer.run(*(_tensor(_zeros(spec, spec.shape[0] or 1)).to(self.device) for spec in self.inputs))
+                tracer.run(
+                    *(_tensor(_zeros(spec, spec.shape[0] or 1)).to(torch.device(self.device)) for spec in self.inputs)
+                )
         except Exception as error:  # as above
             raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
         return dict(sorted(tracer.seen.items()))
@@ -210,7 +212,7 @@ class _CudaGraph:
 
     def __init__(self, call: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> None:
         self._pinned = [torch.empty_like(example, pin_memory=True) for example in examples]
-        self._inputs = [example.to("cuda") for example in examples]
+        self._inputs = [example.to(torch.device("cuda")) for example in examples]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and memory before, on another stream
