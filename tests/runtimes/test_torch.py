@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgepose.converters.torch_program import export_torch
 from edgepose.runtimes import torch as module
 from edgepose.runtimes.load import load_file, load_model_file
 from edgepose.runtimes.onnxruntime import OnnxRuntimeEngine
+from edgepose.runtimes.pt2_file import Program
 from edgepose.runtimes.registry import engines, open_engine
 from edgepose.runtimes.torch import TorchEngine
 from edgepose.types import ModelSpec
@@ -142,6 +144,30 @@ def test_compiled_gives_the_same_for_every_batch(small, tmp_path, monkeypatch):
     compiled.close()
 
 
+def test_compiled_ahead_is_compiled_once_and_kept(small, tmp_path, monkeypatch):
+    if not shutil.which("g++"):
+        pytest.skip("AOTInductor needs g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        ahead = TorchEngine(small, "cpu", 1, compile="ahead")
+    for count in (1, 3, 40):
+        expected = heatmaps(TorchEngine(small, "cpu", 1), images(count))
+        np.testing.assert_allclose(heatmaps(ahead, images(count)), expected, atol=1e-5)
+    ahead.close()
+    [package] = (tmp_path / "edgepose" / "torch").iterdir()
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", None)  # is not needed again
+    kept = TorchEngine(small, "cpu", 1, compile="ahead")
+    np.testing.assert_allclose(heatmaps(kept, images(3)), heatmaps(TorchEngine(small, "cpu", 1), images(3)), atol=1e-5)
+    with pytest.raises(EngineUnavailable, match="compile=ahead does not work here"):
+        TorchEngine(small, "cpu", 1, compile="ahead", precision="bf16")  # is another model: to be compiled
+    package.parent.chmod(0o777)
+    with pytest.raises(EngineUnavailable, match=r"torch: compiled models are kept there, and others may write"):
+        TorchEngine(small, "cpu", 1, compile="ahead")
+
+
 def test_a_machine_that_cannot_compile_says_so_when_the_model_is_loaded(small, monkeypatch):
     def broken(*_args, **_kwargs):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand a page of more")
@@ -149,7 +175,7 @@ def test_a_machine_that_cannot_compile_says_so_when_the_model_is_loaded(small, m
     monkeypatch.setattr(module.torch, "compile", lambda *args, **kwargs: broken)
     with pytest.raises(
         EngineUnavailable,
-        match=r"torch.compile does not work here \(InvalidCxxCompiler: No working C\+\+ compiler found\): it needs a C",
+        match=r"compile=on does not work here \(InvalidCxxCompiler: No working C\+\+ compiler found\): it needs",
     ):
         TorchEngine(small, "cpu", compile="on")
 
@@ -184,7 +210,8 @@ def test_fp32_is_not_tf32_and_settings_of_the_process_stay(small, monkeypatch):
         ("cpu", {"precision": "tf32"}, "torch has precision=tf32 on CUDA alone, and this is cpu: leave it out"),
         ("cpu", {"cuda_graphs": "on"}, "torch has cuda_graphs=on on CUDA alone, and this is cpu: leave it out"),
         ("cpu", {"precision": "int8"}, "torch has no precision 'int8': choose fp32, tf32, fp16, bf16"),
-        ("cpu", {"compile": "yes"}, "torch has no compile 'yes': choose off, on"),
+        ("cpu", {"compile": "yes"}, "torch has no compile 'yes': choose off, on, ahead"),
+        ("cpu", {"compile": "ahead", "cuda_graphs": "on"}, "torch has compile=ahead or cuda_graphs=on, not both"),
         ("cpu", {"mode": "latency"}, "torch has no option 'mode': it has precision, compile, channels_last, cuda_gr"),
         ("gpu", {}, "torch has no device 'gpu': choose auto, cpu, cuda"),
     ],
@@ -232,7 +259,7 @@ def test_a_closed_engine_says_so(small):
 def test_a_program_that_does_not_fit_together_is_an_engine_error(small, tmp_path, monkeypatch):
     program = module.read_pt2(small)
     weights = {name: np.zeros((1, 2, 3), np.float32) for name in program.weights}
-    monkeypatch.setattr(module, "read_pt2", lambda path: module.Program(**{**vars(program), "weights": weights}))
+    monkeypatch.setattr(module, "read_pt2", lambda path: Program(**{**vars(program), "weights": weights}))
     with pytest.raises(EngineError, match=r"torch-fp32.pt2: torch failed on cpu \(.{10,}\)") as caught:
         heatmaps(TorchEngine(small, "cpu"), images(1))
     assert "\n" not in str(caught.value)
@@ -252,7 +279,7 @@ def test_a_lone_file_is_a_model(starter, golden, tmp_path):
 
 def test_a_file_without_a_specification(small, tmp_path, monkeypatch):
     program = module.read_pt2(small)
-    monkeypatch.setattr(module, "read_pt2", lambda path: module.Program(**{**vars(program), "metadata": {}}))
+    monkeypatch.setattr(module, "read_pt2", lambda path: Program(**{**vars(program), "metadata": {}}))
     with pytest.raises(BundleError, match="carries no edgepose specification"):
         load_file(small, device="cpu")
 
