@@ -111,13 +111,15 @@ class TorchEngine:
         """Compile or record for the smallest batch, so that what cannot be done is known at once."""
         smallest = self._sizes[-1] if self._sizes else 1
         try:
-            if how == "on":
-                compiled: Any = torch.compile(module, dynamic=False, fullgraph=True)
-                self._call = compiled
-            elif how == "ahead":
-                with self._settings.applied():
-                    self._call = compiled_ahead(module, self.inputs, self._path, self.device, settings)
-            self._run([_zeros(spec, smallest) for spec in self.inputs])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about itself
+                if how == "on":
+                    compiled: Any = torch.compile(module, dynamic=False, fullgraph=True)
+                    self._call = compiled
+                elif how == "ahead":
+                    with self._settings.applied():
+                        self._call = compiled_ahead(module, self.inputs, self._path, self.device, settings)
+                self._run([_zeros(spec, smallest) for spec in self.inputs])
         except EngineUnavailable:
             raise
         except Exception as error:  # as above

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,9 +149,7 @@ def test_compiled_ahead_is_compiled_once_and_kept(small, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own
-        ahead = TorchEngine(small, "cpu", 1, compile="ahead")
+    ahead = TorchEngine(small, "cpu", 1, compile="ahead")
     for count in (1, 3, 40):
         expected = heatmaps(TorchEngine(small, "cpu", 1), images(count))
         np.testing.assert_allclose(heatmaps(ahead, images(count)), expected, atol=1e-5)
