@@ -30,6 +30,7 @@ __all__ = [
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
 _PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
+_ROUNDING = 0.01
 
 
 def load(
@@ -49,7 +50,8 @@ def load(
         engine: Engine name; by default the first that runs the file.
         device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``, ``edgetpu`` and so on.
         variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
-            engine and the device run, and whose engine is installed. A file is its own.
+            engine and the device run, and whose engine is installed; of two with one precision torch's on CUDA, and
+            elsewhere the other. A file is its own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
@@ -181,7 +183,12 @@ def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant
     suffixes = {suffix for row in fitting for suffix in row.suffixes}
     variants = [v for v in bundle.variants if Path(v.file).suffix in suffixes] or bundle.variants
     order = _PREFERENCE.get(device, _PREFERENCE["cpu"])
-    ranked = sorted(variants, key=lambda v: order.index(v.precision) if v.precision in order else len(order))
+
+    def rank(variant: Variant) -> tuple[int, bool]:
+        place = order.index(variant.precision) if variant.precision in order else len(order)
+        return place, (variant.name.startswith("torch-")) != (device == "cuda")
+
+    ranked = sorted(variants, key=rank)
     if not ranked:
         raise BundleError(f"{bundle.path}: has no variants: convert again")
     return ranked[0]
@@ -218,14 +225,15 @@ def fits(spec: ModelSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorS
 def self_test(model: LoadedModel, bundle: Bundle, row: Variant) -> None:
     """Replay the golden inputs and compare with the FP32 answers.
 
-    The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding.
+    The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding; an engine
+    that was asked to compute in fewer bits says in ``rounding`` how much that is.
 
     Raises:
         EngineError: The answers are off.
     """
     golden = bundle.golden()
     error = golden.error_of(model.infer(golden.inputs))
-    limit = 1.5 * row.golden_error + 0.01
+    limit = 1.5 * row.golden_error + float(getattr(model.engine, "rounding", _ROUNDING))
     if not error <= limit:
         raise EngineError(
             f"{bundle.path / row.file}: self-test failed on {model.engine.name} {model.engine.device}: "

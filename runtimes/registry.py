@@ -109,6 +109,20 @@ _BUILT_IN = (
         install="pip install 'edgepose[tflite]'",
         libraries=("ai_edge_litert", "tflite_runtime"),
     ),
+    EngineRow(
+        name="torch",
+        suffixes=(".pt2",),
+        target="edgepose.runtimes.torch:TorchEngine",
+        devices=("cpu", "cuda"),
+        install="pip install 'edgepose[torch]'",
+        options={
+            "precision": ("fp32", "tf32", "fp16", "bf16"),
+            "compile": ("off", "on", "ahead"),
+            "channels_last": ("off", "on"),
+            "cuda_graphs": ("off", "on"),
+        },
+        libraries=("torch",),
+    ),
 )
 
 

@@ -26,13 +26,13 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
-@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite.")
+@click.option(
+    "--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite, torch."
+)
 @click.option(
     "--precision",
-    default="fp32,int8",
-    show_default=True,
-    help="By commas: fp32, int8; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the fastest here "
-    "within --max-drop.",
+    help="By commas: fp32; int8, but not for torch; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the "
+    "fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
 )
 @click.option(
     "--calib",
@@ -72,7 +72,7 @@ def command(
     model: str,
     random: bool,
     formats: str,
-    precision: str,
+    precision: str | None,
     calib: Path | None,
     keypoints_from: Path | None,
     calib_size: int,
@@ -100,7 +100,7 @@ def command(
         calib,
         calib_size,
         keypoints_from=keypoints_from,
-        variants=_variants(split_list(formats), split_list(precision)),
+        variants=_variants(split_list(formats), precision),
         keep_fastest=precision == "auto",
         budget=(max_drop, metric, budget_data),
         input_hw=_input_hw(input_size) if input_size else None,
@@ -162,10 +162,12 @@ def convert_checkpoint(
     _print(conversion, row.name if checkpoint else f"{row.name} with random weights")
 
 
-def _variants(formats: list[str], precisions: list[str]) -> list[str]:
-    """Names; ``auto`` stands for every precision of a format."""
-    if precisions != ["auto"]:
-        return [f"{form}-{kind}" for form in formats for kind in precisions]
+def _variants(formats: list[str], precision: str | None) -> list[str]:
+    """Names; ``auto`` stands for every precision of a format, and None for FP32 and INT8 where it has that."""
+    if precision is None:
+        return [f"{form}-{kind}" for form in formats for kind in ("fp32", "int8")[: 1 if form in _FLOAT_ONLY else 2]]
+    if precision != "auto":
+        return [f"{form}-{kind}" for form in formats for kind in split_list(precision)]
     require_converters()
     from edgepose.converters.variants import VARIANTS
 
@@ -176,6 +178,7 @@ def _variants(formats: list[str], precisions: list[str]) -> list[str]:
     return names
 
 
+_FLOAT_ONLY = ("torch",)
 _BUDGET_PICTURES = 500
 _AUTO_DROP = {"pose2d": 1.0, "lift3d": 10.0}  # points, and millimetres of mean distance: a fifth of its own error
 
