@@ -26,8 +26,8 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     """Make every float32 tensor inside float16; inputs and outputs keep their types.
 
     Types are written out in the graph, with Cast nodes where they change: what strongly typed engines (TensorRT 10
-    and newer) compile as it stands. A uint8 picture is cast before anything else touches it, because TensorRT lets 8-bit
-    unsigned inputs into no other layer.
+    and newer) compile as it stands. A uint8 picture is cast before anything else touches it: TensorRT lets unsigned
+    inputs into no other layer.
 
     Args:
         model: FP32, perhaps with QuantizeLinear and DequantizeLinear nodes; it is changed. No subgraphs.
@@ -57,7 +57,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _cast_pictures_first(graph: onnx.GraphProto) -> None:
-    """image -> Transpose -> Cast becomes image -> Cast -> Transpose."""
+    """Cast a picture before it is transposed, where the graph does it the other way round."""
     for given in graph.input:
         moves = [node for node in graph.node if given.name in node.input]
         casts = [node for move in moves for node in graph.node if move.output[0] in node.input]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,13 +16,10 @@ from numpy.typing import NDArray
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.files import cache_folder, sha256_file
 from edgepose.runtimes.batches import ordered
-from edgepose.types import TensorSpec
+from edgepose.runtimes.onnx_file import onnx_metadata
+from edgepose.types import ORIGIN_KEY, TensorSpec
 
-__all__ = ["OPTIONS", "OnnxRuntimeEngine", "run_graph"]
-
-_YES_NO = ("yes", "no")
-OPTIONS: Mapping[str, tuple[str, ...]] = {"fp16": _YES_NO, "int8": _YES_NO, "workspace_mib": (), "max_batch": ()}
-"""Of ``--device tensorrt``; the class says what they mean."""
+__all__ = ["OnnxRuntimeEngine", "run_graph"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _ADVICE = {
@@ -40,8 +36,7 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(uint8)": "uint8",
 }
-_EXPLICIT = b'"explicit": true'
-_END = 1 << 16
+_EXPLICIT = '"explicit": true'
 _MOST = 32
 """Batches that TensorRT is told to expect at most, and batch sizes whose buffers are kept."""
 
@@ -240,10 +235,11 @@ def _whole(name: str, text: str) -> int:
 
 
 def _is_explicit(path: Path) -> bool:
-    """Whether a file is quantized for an engine that compiles quantized nodes as they stand: its origin, at the end."""
-    with path.open("rb") as file:
-        file.seek(-min(_END, path.stat().st_size), os.SEEK_END)
-        return _EXPLICIT in file.read()
+    """Whether a file is quantized for an engine that compiles quantized nodes as they stand: its origin says so."""
+    try:
+        return _EXPLICIT in onnx_metadata(path).get(ORIGIN_KEY, "")
+    except EngineError:  # onnxruntime will say what is wrong with it
+        return False
 
 
 def _tensor(node: Any) -> TensorSpec:
