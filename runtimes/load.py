@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -164,7 +164,7 @@ def _from_bundle(bundle: Bundle, row: Variant, how: _Opening) -> LoadedModel:
 def _fastest(bundle: Bundle, variants: Sequence[Variant], how: _Opening) -> LoadedModel:
     """The variant that is fastest here, as it was measured before; else all are measured."""
     here = machine()
-    asked = {key: value for key, value in asdict(how).items() if key in ("engine", "device", "threads", "options")}
+    asked = {"engine": how.engine, "device": how.device, "threads": how.threads, "options": dict(how.options)}
     known = Choice({**asked, "bundle": sha256_file(bundle.path / MANIFEST), "cpu": here["cpu"], **here["versions"]})
     rows = {row.name: row for row in variants}
     if known.name in rows:
