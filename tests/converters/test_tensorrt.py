@@ -11,23 +11,31 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepose import ConversionError, load
-from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
-from edgepose.bundle import Bundle
-from edgepose.converters.checkpoint import load_checkpoint
-from edgepose.converters.convert import convert
+from edgepose import bundle as bundles
+from edgepose.bundle import Bundle, Variant
 from edgepose.converters.half import half_precision
 from edgepose.converters.qdq import make_signed
-from edgepose.converters.variants import get_variant
-from edgepose.models.registry import get_model
+from edgepose.converters.recipes import get_recipe
+from edgepose.converters.variants import Job, get_variant
 from edgepose.runtimes.load import load_model_file
+from edgepose.runtimes.onnxruntime import run_graph
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """The starter for TensorRT."""
-    path = tmp_path_factory.mktemp("tensorrt") / "bundle"
-    checkpoint = load_checkpoint(STARTER_WEIGHTS, get_model(STARTER_MODEL))
-    convert(checkpoint, path, ["tensorrt-fp16", "tensorrt-int8"], calibration=SAMPLE_CLIP, calibration_size=16)
+def bundle(tmp_path_factory, starter_bundle):
+    """The starter for TensorRT, made from its FP32 model as edgepose convert does."""
+    starter, path = Bundle.open(starter_bundle), tmp_path_factory.mktemp("tensorrt") / "bundle"
+    golden, made = starter.golden(), []
+    with bundles.create(path, force=False) as writer:
+        for name in ("tensorrt-fp16", "tensorrt-int8"):
+            row, recipe = get_variant(name), get_recipe("tensorrt-qdq")
+            file = writer.folder / row.files[0]
+            origin = {"recipe": row.recipe(recipe)}
+            row.make(Job(starter_bundle / "onnx-fp32.onnx", file, starter.spec, origin, recipe, golden.inputs))
+            error = golden.error_of(load_model_file(file).infer(golden.inputs))
+            made.append(Variant(name, row.files, origin["recipe"], error))
+        writer.write_golden(golden, starter.spec)
+        writer.finish(starter.spec, made, starter.provenance)
     return Bundle.open(path)
 
 
@@ -149,16 +157,6 @@ def test_residual_sums_are_one_kernel_with_their_convolution(int8):
     assert sums == 7  # the blocks of the ResNet stem
 
 
-def test_a_lifting_model_becomes_float16_too(lifter_bundle, tmp_path):
-    golden, spec = Bundle.open(lifter_bundle).golden(), Bundle.open(lifter_bundle).spec
-    from edgepose.converters.onnx import load_onnx, save_onnx
-
-    save_onnx(half_precision(load_onnx(lifter_bundle / "onnx-fp32.onnx")), spec, tmp_path / "half.onnx")
-    model = load_model_file(tmp_path / "half.onnx")
-    assert model.engine.inputs[0].dtype == "float32"
-    assert 0 < golden.error_of(model.infer(golden.inputs)) < 0.003
-
-
 def small(nodes, weights, inputs=("x",)):
     """A model of a few nodes over float32 (1, 2)."""
     info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in inputs]
@@ -166,6 +164,17 @@ def small(nodes, weights, inputs=("x",)):
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "small", info, [out], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_float_inputs_and_outputs_keep_their_type():
+    """As lifting models have them."""
+    model = half_precision(small([helper.make_node("Mul", ["x", "w"], ["y"])], {"w": np.array([1 / 3, 3], np.float32)}))
+    ends = [*model.graph.input, *model.graph.output]
+    assert [end.type.tensor_type.elem_type for end in ends] == [TensorProto.FLOAT, TensorProto.FLOAT]
+    x = np.array([[1.5, -2]], np.float32)
+    answer = next(run_graph(model.SerializeToString(), [{"x": x}], ["y"]))["y"]
+    np.testing.assert_allclose(answer, [[0.5, -6]], rtol=2**-11)
+    assert answer[0, 0] != x[0, 0] * np.float32(1 / 3)  # it was rounded on the way
 
 
 def test_a_weight_that_float16_has_not_is_named():
