@@ -27,11 +27,15 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
 @click.option(
-    "--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite, torch."
+    "--to",
+    "formats",
+    default="onnx",
+    show_default=True,
+    help="Formats, by commas: onnx, openvino, tflite, tensorrt, torch.",
 )
 @click.option(
     "--precision",
-    help="By commas: fp32; int8, but not for torch; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the "
+    help="By commas: fp32 (not for tensorrt), fp16 and int8 (not for torch); int8-16x8 for tflite; or auto: the "
     "fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
 )
 @click.option(
@@ -209,9 +213,11 @@ def _budget(max_drop: float | None, metric: str, data: Path | None, otherwise: f
 _PACKAGES = {
     "onnx": ("onnx", "onnxscript"),
     "openvino": ("openvino",),
+    "tensorrt": ("onnx", "onnxscript"),
     "tflite": ("litert_torch", "ai_edge_quantizer"),
     "onnx-int8": ("nncf",),
     "openvino-int8": ("nncf",),
+    "tensorrt-int8": ("nncf",),
 }
 """What making a format or variant imports, beside torch and the ONNX that is always there to compare with."""
 
