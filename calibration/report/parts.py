@@ -104,7 +104,7 @@ STYLE = PLOT_CSS + _SHEET.replace("\n", "")
 """The whole style sheet of the page."""
 
 
-def document(title: str, *parts: str) -> str:
+def document(title: str, *parts: str, made_by: str = "edgepose validate") -> str:
     """The whole page, which needs nothing from elsewhere and forbids itself to ask."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -112,7 +112,7 @@ def document(title: str, *parts: str) -> str:
         'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{shown(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}<footer>Made by edgepose validate.</footer></main></body></html>\n"
+        f"<body><main>{''.join(parts)}<footer>Made by {shown(made_by)}.</footer></main></body></html>\n"
     )
 
 

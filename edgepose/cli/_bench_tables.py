@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgepose.cli._bench_words import conditions_words, drift_words, measured_words, row_name
 from edgepose.cli._console import out, print_table, remark
+from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
 
-__all__ = ["placement_remark", "print_benchmark"]
+if TYPE_CHECKING:
+    from edgepose.runtimes.compare import Comparison
+
+__all__ = ["placement_remark", "print_benchmark", "print_comparison"]
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -221,6 +224,32 @@ def _kinds(ops: Sequence[Row]) -> str:
         totals[op["kind"]] = totals.get(op["kind"], 0.0) + op["share"]
     ranked = sorted(totals.items(), key=lambda item: -item[1])[:6]
     return "by kind: " + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in ranked)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print how each row compares with the earlier benchmark's."""
+    lines: list[list[object]] = []
+    for row in comparison.rows:
+        after = None if row.after is None else f"{row.after:.2f}"
+        limits = None if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
+        ratio = None if row.ratio is None else f"{row.ratio:.2f}"
+        lines.append([row.name, f"{row.before:.2f}", after, ratio, limits, _STATES[row.state]])
+    columns = ("<variant", "then ms", "now ms", "now / then", "95 % sure", "<verdict")
+    allowed = f"allowed: {100 * comparison.max_slowdown:g} % slower; a row fails where all of its interval is beyond"
+    print_table("against the earlier benchmark", columns, lines, allowed)
+    for text in comparison.remarks:
+        remark(f"warning: {text}")
+    if comparison.new:
+        remark(f"not measured then: {', '.join(comparison.new)}")
+
+
+_STATES = {
+    "slower": "SLOWER",
+    "missing": "DID NOT RUN",
+    "unsure": "slower, perhaps by chance: measure longer",
+    "faster": "faster",
+    "same": "no slower than allowed",
+}
 
 
 def _remarks(data: Document) -> Iterator[str]:
