@@ -37,7 +37,7 @@ while time.perf_counter() < end or len(times) < 8:
     times.append(1e3 * (time.perf_counter() - start))
 print(np.median(times[3:]))
 """
-_ROUNDS, _SECONDS = 3, 3.0
+_ROUNDS, _SECONDS = 5, 2.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class Tool:
 
 @dataclass(frozen=True)
 class Native:
-    """Medians side by side, milliseconds; ``note`` says why there are none."""
+    """Medians side by side, milliseconds; ``note`` says why there are none.
+
+    ``ratio`` is the median of ours / the tool's over the rounds: a slow minute slows both of a round.
+    """
 
     tool: str | None
     tool_ms: float | None
@@ -163,8 +166,9 @@ def compare_with_tool(
                 return Native(None, None, None, None, found)
         pairs.append((ours, theirs))
     progress(rounds, rounds)
-    ours_ms, tool_ms = (float(ms) for ms in np.median(np.array(pairs, float), axis=0))
-    return Native(tool.name, tool_ms, ours_ms, ours_ms / tool_ms)
+    times = np.array(pairs, float)
+    ours_ms, tool_ms = (float(ms) for ms in np.median(times, axis=0))
+    return Native(tool.name, tool_ms, ours_ms, float(np.median(times[:, 0] / times[:, 1])))
 
 
 def _why_none(job: Job, known: list[Tool], here: bool) -> str:

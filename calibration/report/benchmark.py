@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -37,6 +36,7 @@ __all__ = ["benchmark_html"]
 Row = Mapping[str, Any]
 _OPS = 20
 _CDF_END = 95
+_APART = 3.0
 
 
 def benchmark_html(data: Mapping[str, Any], accuracy: AccuracyOf | None = None) -> str:
@@ -98,7 +98,8 @@ class _Page:
             figures = f"{number(best['fps'], 1)} people per second"
         else:
             best = min(self.rows, key=lambda row: row["infer_ms"] / row["batch"])
-            figures = f"{number(best['infer_ms'])} ms in the engine"
+            people = f" for {best['batch']} people" if best["batch"] > 1 else ""
+            figures = f"{number(best['infer_ms'])} ms in the engine{people}"
         faster = ""
         if best.get("speedup") and best["variant"] != best.get("baseline"):
             faster = f", {number(best['speedup'])} times as fast as {best['baseline']}"
@@ -109,11 +110,10 @@ class _Page:
         return keyed(row_name(row), self.tone[row["variant"]])
 
     def results(self) -> str:
-        limits = [_limits(row, "infer") for row in self.rows]
         columns: list[tuple[str, list[str]]] = [
             ("People per second", [number(row["fps"], 1) for row in self.rows]),
-            (f"Median{unit('ms')}", [number(r["infer_ms"]) + unit(t) for r, t in zip(self.rows, limits, strict=True)]),
-            (f"p95{unit('ms')}", [number(row["p95_ms"]) + unit(_limits(row, "p95")) for row in self.rows]),
+            (f"Median{unit('ms')}", [number(row["infer_ms"]) + _limits(row, "infer") for row in self.rows]),
+            (f"p95{unit('ms')}", [number(row["p95_ms"]) + _limits(row, "p95") for row in self.rows]),
             (f"p99{unit('ms')}", [number(row["p99_ms"]) for row in self.rows]),
             ("Speed-up", [f"{number(row['speedup'])}{TIMES}" if row.get("speedup") else DASH for row in self.rows]),
             (f"CPU time{unit('ms')}", [number(row["cpu_ms"]) for row in self.rows]),
@@ -150,8 +150,8 @@ class _Page:
             )
         ]
         fast = _fastest(lines)
-        if len(fast) < len(lines):
-            charts.append(chart(_cumulative("The same, of the faster half", fast, axes), "On a scale of their own."))
+        if _middle(lines, max) > _APART * _middle(lines, min):
+            charts.append(chart(_cumulative("The same, of the faster ones", fast, axes), "On a scale of their own."))
         return section("distribution", "How times are distributed", _charts(charts))
 
     def sweeps(self) -> str:
@@ -198,11 +198,8 @@ class _Page:
             bars,
             Axis("milliseconds", low=0),
         )
-        head = ["Variant", *(f"{shown(name)}{unit('ms')}" for name in names), "People per second"]
-        lines = [
-            (self._key(row), [*(cell(number(row[key])) for key in names.values()), cell(number(row["fps"], 1))])
-            for row in staged
-        ]
+        head = ["Variant", *(f"{shown(name)}{unit('ms')}" for name in names)]
+        lines = [(self._key(row), [cell(number(row[key])) for key in names.values()]) for row in staged]
         caption = "CPU time of inference is that of all threads together: above inference, several cores worked."
         return section("stages", "Where the time goes", _charts([chart(svg, caption), table(head, lines, "Stages")]))
 
@@ -303,7 +300,7 @@ class _Page:
 
 def _limits(row: Row, key: str) -> str:
     low, high = row.get(f"{key}_low_ms"), row.get(f"{key}_high_ms")
-    return DASH if low is None or high is None else f"{number(low)} to {number(high)}"
+    return "" if low is None or high is None else unit(f"{number(low)} to {number(high)}")
 
 
 def _two(times: Mapping[str, float] | None) -> str:
@@ -318,8 +315,11 @@ def _cumulative(title: str, lines: Sequence[Line], axes: tuple[Axis, Axis]) -> s
     return line_chart(title, "Share of calls within each time, one line per variant.", lines, *axes)
 
 
+def _middle(lines: Sequence[Line], pick: Callable[[Iterable[float]], float]) -> float:
+    return pick(line.points[len(line.points) // 2][0] for line in lines)
+
+
 def _fastest(lines: Sequence[Line]) -> list[Line]:
-    """Those up to the median of the lines' medians."""
-    middles = {line.name: line.points[len(line.points) // 2][0] for line in lines}
-    limit = sorted(middles.values())[math.ceil(len(lines) / 2) - 1]
-    return [line for line in lines if middles[line.name] <= limit]
+    """Those that take at most so many times as long as the fastest that a common scale shows them all."""
+    limit = _APART * _middle(lines, min)
+    return [line for line in lines if line.points[len(line.points) // 2][0] <= limit]
