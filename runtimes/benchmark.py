@@ -176,6 +176,8 @@ def _measure(
     found.model = next(iter(opened.values())).model.spec.name
     stage = f"time the variants {block}".strip()
     try:
+        if block.settings.source is not None:
+            _check_pictures(opened)
         rows, failed = _time(opened, block, load, lambda done, total: progress(stage, done, total))
         found.failed |= {f"{name} ({block})" if str(block) else name: error for name, error in failed.items()}
         for done, row in enumerate(rows):
@@ -296,10 +298,15 @@ def _inputs(model: LoadedModel, batch: int) -> NDArray[Any]:
     return stages(model.spec, batch, np.random.default_rng(0))[0]()
 
 
+def _check_pictures(opened: Mapping[str, _Opened]) -> None:
+    for name, one in opened.items():
+        if not isinstance(one.model, Estimator):
+            raise BundleError(f"{name}: lifts 2D joints into space, and --source needs a model that takes pictures")
+
+
 def _end_to_end(found: _Found, models: Mapping[str, LoadedModel], block: _Block, progress: Progress) -> None:
     for name, model in models.items():
-        if not isinstance(model, Estimator):
-            raise BundleError(f"{name}: lifts 2D joints into space, and --source needs a model that takes pictures")
+        assert isinstance(model, Estimator)
         measured = measure_end_to_end(
             model,
             str(block.settings.source),

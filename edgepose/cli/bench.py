@@ -92,7 +92,7 @@ def command(
     if in_flight and mode != "throughput":
         raise click.UsageError("--in-flight goes with --mode throughput")
     allowed = _share(max_slowdown)
-    outputs = Outputs(json_path, markdown_path, csv_path, html_path)
+    outputs = _Outputs(json_path, markdown_path, csv_path, html_path)
     outputs.check(force=force, inputs=[path for path in (bundle, earlier) if path])
     before = read_benchmark(earlier) if earlier else None
     settings = Settings(
@@ -181,7 +181,7 @@ def _share(text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class _Outputs:
     """Files that a benchmark is written to."""
 
     json: Path | None = None
