@@ -29,7 +29,7 @@ from edgepose.calibration.report.plots import (
     scatter_chart,
 )
 from edgepose.calibration.report.wording import DASH, TIMES, number, plural
-from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
+from edgepose.runtimes.words import caveats, measured_words, row_name
 
 __all__ = ["benchmark_html"]
 
@@ -79,8 +79,7 @@ class _Page:
 
     def top(self, title: str) -> str:
         notes = [f"{name} did not run: {reason}" for name, reason in self.data["failed"].items()]
-        notes += [drift_words(row) for row in self.rows if row.get("drifted")]
-        notes += [*conditions_words(self.data), *(self.data.get("remarks") or ())]
+        notes += caveats(self.data)
         items = "".join(
             f'<li class="measured"><span class="pill">NOTE</span><span>{shown(n)}.</span></li>' for n in notes
         )

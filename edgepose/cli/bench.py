@@ -15,6 +15,7 @@ from edgepose.cli._console import progress, remark, write_figures
 from edgepose.cli._options import PATH, Opening, counts, split_list, sweep_options
 from edgepose.cli._variants import load_variants
 from edgepose.files import canonical_json, replace_file
+from edgepose.machine import machine
 
 if TYPE_CHECKING:
     from edgepose.model import LoadedModel
@@ -85,7 +86,7 @@ def command(
     edgepose bench bundle --compare main.json --max-slowdown 10%  on the new one: exit code 1 where it is slower
     """
     from edgepose.runtimes.benchmark import Settings
-    from edgepose.runtimes.compare import compare, read_benchmark
+    from edgepose.runtimes.compare import check_machine, compare, read_benchmark
 
     if iterations and duration:
         raise click.UsageError("--iterations and --duration both say how long: give one of them")
@@ -95,6 +96,8 @@ def command(
     outputs = _Outputs(json_path, markdown_path, csv_path, html_path)
     outputs.check(force=force, inputs=[path for path in (bundle, earlier) if path])
     before = read_benchmark(earlier) if earlier else None
+    if before:
+        check_machine(before, machine())
     settings = Settings(
         mode=mode,
         iterations=iterations or 100,
