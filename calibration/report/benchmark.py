@@ -247,7 +247,7 @@ class _Page:
             told = row["native"]
             tool = shown(told["tool"] or told["note"])
             figures = [number(told["tool_ms"]), number(told["ours_ms"]), number(told["ratio"], 3)]
-            lines.append((self._key(row), [cell(tool, "long"), *map(cell, figures)]))
+            lines.append((self._key(row), [cell(tool), *map(cell, figures)]))
         head = ["Variant", "Tool", f"Its median{unit('ms')}", f"Ours{unit('ms')}", "Ours / its"]
         note = "<p class=soft>Each engine's own benchmark tool and ours, in turn, each in fresh processes.</p>"
         return section("native", "Beside the engines' own tools", note, table(head, lines, "Tools")) if rows else ""
@@ -259,7 +259,7 @@ class _Page:
                 (
                     shown(op["name"]),
                     [
-                        *(cell(shown(op[key]), "long") for key in ("kind", "where")),
+                        *(cell(shown(op[key])) for key in ("kind", "where")),
                         cell(number(op["ms"], 3)),
                         cell(f"{number(100 * op['share'], 1)} %"),
                     ],
