@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["caveats", "conditions_words", "measured_words", "row_name"]
+__all__ = ["caveats", "conditions_words", "measured_words", "plural", "row_name"]
 
 _BUSY_SHARE = 0.05
 _SLOWER_CLOCK = 0.9
@@ -13,7 +13,7 @@ _SLOWER_CLOCK = 0.9
 
 def row_name(row: Mapping[str, Any]) -> str:
     """The variant, with threads and batch where they were chosen."""
-    extra = [_plural(row["threads"], "thread")] if row.get("threads") else []
+    extra = [plural(row["threads"], "thread")] if row.get("threads") else []
     extra += [f"batch {row['batch']}"] if row.get("batch", 1) != 1 else []
     return f"{row['variant']} ({', '.join(extra)})" if extra else str(row["variant"])
 
@@ -32,11 +32,11 @@ def measured_words(data: Mapping[str, Any]) -> str:
     what = "requests in flight together" if settings.get("mode") == "throughput" else "variants in turn"
     return (
         f"{data['model']}: {settings.get('mode', 'latency')}, {length}, {what}, batch {batch}, "
-        f"{_plural(threads, 'thread')}; {machine['cpu']}, {machine['cores']} cores; {versions}"
+        f"{plural(threads, 'thread')}; {machine['cpu']}, {machine['cores']} cores; {versions}"
     )
 
 
-def _plural(numbers: Any, noun: str) -> str:
+def plural(numbers: Any, noun: str) -> str:
     """``1 thread``, ``2 threads``, ``1/2 threads``."""
     text = "/".join(map(str, numbers)) if isinstance(numbers, list) else str(numbers)
     return f"{text} {noun}" + ("" if text == "1" else "s")

@@ -41,7 +41,7 @@ def document(measured):
 def test_the_document_has_its_schema(document, starter_bundle):
     assert document.keys() == {
         *("schema", "bundle", "model", "began", "settings", "machine", "conditions", "rows", "failed", "profiles"),
-        *("no_profile", "end_to_end"),
+        *("no_profile", "end_to_end", "remarks"),
     }
     assert document["schema"] == 1
     assert document["model"] == "transpose-r-t"
