@@ -1,4 +1,4 @@
-"""GPUs and NPUs of a machine, by what the system shows of them; whether an engine can use one is the engine's to say."""
+"""GPUs and NPUs of a machine, by what the system shows of them; whether an engine can use one, the engine says."""
 
 from __future__ import annotations
 

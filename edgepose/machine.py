@@ -53,7 +53,7 @@ def versions(names: Iterable[str] = RUNTIME_PACKAGES) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Board, CPU, its instruction sets that matter, cores, operating system and the versions that matter at run time."""
+    """Board, CPU, its instruction sets that matter, cores, system and the versions that matter at run time."""
     return {
         "cpu": ", ".join(filter(None, (Host().text("/proc/device-tree/model"), _cpu_name(Host())))),
         "isa": instruction_sets(),

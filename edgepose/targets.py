@@ -114,7 +114,8 @@ _GPU_VARIANTS = ("tensorrt-fp16", "tensorrt-int8", "onnx-fp16", "onnx-fp32")
 _TFLITE = "pip install 'edgepose[tflite]'"
 _OPENVINO = "pip install 'edgepose[openvino]'"
 _SYSTEM_TENSORRT = (
-    "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages ~/edgepose; ~/edgepose/bin/pip install edgepose"
+    "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages ~/edgepose; "
+    "~/edgepose/bin/pip install edgepose"
 )
 
 _ROWS = (

@@ -72,6 +72,14 @@ class OnnxRuntimeEngine:
         self.outputs = tuple(_tensor(node) for node in self._session.get_outputs())
         self.metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """Devices that the installed package was built for, by its providers; the hardware may be missing."""
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        return {device: provider for device, provider in _PROVIDERS.items() if provider in available}
+
     def _open(self, profile_prefix: Path | None = None) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
