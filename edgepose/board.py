@@ -22,7 +22,7 @@ class Board:
     """A board or PC.
 
     Attributes:
-        kind: ``jetson``, ``raspberrypi``, ``board`` (any other with a device tree), ``pc`` or ``virtual``.
+        kind: ``jetson``, ``raspberrypi``, ``board`` (any other with a device tree), ``pc``, ``virtual`` or ``unknown``.
         model: As the board or its BIOS names it; empty where it does not.
         system: Distribution and its version.
         kernel: Linux's version.
@@ -65,7 +65,9 @@ def _kind(host: Host, model: str) -> str:
         return "raspberrypi"
     if model:
         return "board"
-    return "virtual" if re.search(r"^flags\s*:.* hypervisor\b", host.text("/proc/cpuinfo"), re.MULTILINE) else "pc"
+    if re.search(r"^flags\s*:.* hypervisor\b", host.text("/proc/cpuinfo"), re.MULTILINE):
+        return "virtual"
+    return "pc" if host.machine in ("x86_64", "AMD64", "i686") else "unknown"
 
 
 def _dmi(host: Host) -> str:

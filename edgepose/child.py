@@ -20,7 +20,11 @@ _SIGNALS = {
 
 
 def ask_python(arguments: Sequence[str]) -> tuple[str, str]:
-    """Run this Python; the last line that it printed, and what went wrong in one line, or nothing."""
+    """Run this Python; the last line that it printed, and what went wrong in one line, or nothing.
+
+    Raises:
+        OSError: It cannot be run.
+    """
     try:
         done = subprocess.run(
             [sys.executable, *arguments],
@@ -34,8 +38,6 @@ def ask_python(arguments: Sequence[str]) -> tuple[str, str]:
         )
     except subprocess.TimeoutExpired:
         return "", f"importing it takes longer than {_SECONDS} s"
-    except OSError as error:
-        return "", f"cannot be tried: {error.strerror or error}"
     lines = done.stdout.splitlines()
     return (lines[-1] if lines else "", _problem(done.returncode, done.stderr))
 

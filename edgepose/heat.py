@@ -98,9 +98,9 @@ def _limits(host: Host, policies: list[str]) -> Iterator[str]:
 def _counters(host: Host) -> Iterator[str]:
     """Events that the kernel has counted since the start: x86 cores by heat, a Jetson's by current."""
     folders = host.folders("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
-    heat = sum(host.number(f"{folder}/core_throttle_count") or 0 for folder in folders)
+    heat = max((host.number(f"{folder}/core_throttle_count") or 0 for folder in folders), default=0)
     if heat:
-        yield f"cores throttled by heat {heat} times"
+        yield f"a core was throttled by heat {heat} times"
     for monitor in host.folders("/sys/class/hwmon/hwmon*"):
         if host.text(f"{monitor}/name") == "soctherm_oc":
             events = sum(host.number(path) or 0 for path in host.folders(f"{monitor}/oc*_event_cnt"))

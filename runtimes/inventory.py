@@ -27,10 +27,10 @@ class EngineHere:
 
     Attributes:
         name: Its row's.
-        state: ``ready``, ``missing``, ``broken``, or ``not asked``: it is there, and was not imported.
+        state: ``ready``, ``missing``, ``broken``, or ``not asked``: it is there, and was not or could not be imported.
         library: Package and version, or nothing.
         devices: Device -> what the library says of it. Empty where it was not asked, or does not tell.
-        problem: Why it is broken, in one line.
+        problem: Why it is broken, or could not be asked, in one line.
     """
 
     name: str
@@ -58,7 +58,12 @@ def _look_at(row: EngineRow, *, ask: bool) -> EngineHere:
     library = _library(row)
     if not ask:
         return EngineHere(row.name, "not asked", library)
-    answer, problem = ask_python(["-m", __name__, row.name])
+    try:
+        answer, problem = ask_python(["-m", __name__, row.name])
+    except OSError as error:
+        return EngineHere(
+            row.name, "not asked", library, problem=f"cannot be imported apart ({error.strerror or error})"
+        )
     try:
         devices = json.loads(answer)
     except ValueError:

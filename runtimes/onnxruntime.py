@@ -74,7 +74,7 @@ class OnnxRuntimeEngine:
 
     @staticmethod
     def devices_here() -> dict[str, str]:
-        """Devices that the installed package was built for, by its providers; the hardware may be missing."""
+        """Devices that the installed package was built for, with their providers; the hardware may be missing."""
         import onnxruntime
 
         available = onnxruntime.get_available_providers()

@@ -71,10 +71,13 @@ def _runners(variant: Variant, report: Report) -> list[Engine]:
     return [engine for engine in report.engines if Path(variant.file).suffix in rows[engine.name].suffixes]
 
 
+def _ready(variant: Variant, report: Report) -> list[Engine]:
+    return [engine for engine in _runners(variant, report) if engine.state in ("ready", "not asked")]
+
+
 def _where(variant: Variant, report: Report) -> str:
     """Engines and devices that would run it here; or what keeps them from it."""
-    runners = _runners(variant, report)
-    ready = [engine for engine in runners if engine.state in ("ready", "not asked")]
+    ready, runners = _ready(variant, report), _runners(variant, report)
     if ready:
         return ", ".join(" ".join([engine.name, "/".join(engine.devices)]).strip() for engine in ready)
     return "; ".join(f"no: {one.name} is {one.state}" for one in runners) or "no: no engine for it"
@@ -90,7 +93,7 @@ def _taken(path: Path, task: str, device: str, choice: Choice) -> Taken:
 
 
 def _notes(bundle: Bundle, choices: Mapping[str, Choice], report: Report) -> list[str]:
-    notes = [note for row in bundle.variants for note in _recipe_note(row, bundle.spec.task, report)]
+    notes = [note for row in bundle.variants if _ready(row, report) for note in _recipe_note(row, report)]
     taken = choices["auto"].variant
     broken = [engine.name for engine in _runners(taken, report) if engine.state == "broken"]
     if broken:
@@ -104,7 +107,7 @@ def _notes(bundle: Bundle, choices: Mapping[str, Choice], report: Report) -> lis
     return notes
 
 
-def _recipe_note(variant: Variant, task: str, report: Report) -> list[str]:
+def _recipe_note(variant: Variant, report: Report) -> list[str]:
     """Where INT8 was made for other instruction sets than these."""
     from edgepose.converters.recipes import default_recipe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 from rich.markup import escape
+from rich.padding import Padding
 
 from edgepose import __version__
 from edgepose.board import Board
@@ -84,7 +85,11 @@ def _machine(report: Report) -> Iterator[tuple[str, str]]:
         yield accelerator.device, f"{accelerator.name} ({facts})" if facts else accelerator.name
     if report.board and not report.accelerators and "GPU and NPU" not in report.problems:
         yield "GPU, NPU", "none found"
-    yield "target", ", ".join(report.targets) and f"{', '.join(report.targets)}: edgepose convert --target"
+    yield (
+        "target",
+        ", ".join(report.targets)
+        and f"{', '.join(report.targets)} (edgepose convert --target {','.join(report.targets)})",
+    )
 
 
 _KINDS = {"virtual": "virtual machine", "pc": "PC"}
@@ -104,8 +109,8 @@ def _system(board: Board) -> str:
 
 
 def _processor(cpu: Cpu) -> str:
-    parts = [cpu.name, f"{cpu.cores} cores"]
-    if cpu.usable != cpu.cores:
+    parts = [cpu.name, f"{cpu.cores} core{'s' if cpu.cores > 1 else ''}"]
+    if cpu.usable < cpu.cores:
         parts.append(f"{cpu.usable} of them for this process")
     if cpu.quota is not None:
         parts.append(f"its control group grants the time of {cpu.quota:g}")
@@ -160,15 +165,16 @@ def _engine_row(engine: Engine) -> tuple[str, str, str, str]:
     state = {
         "ready": "; ".join(filter(None, (devices, *engine.remarks))) or "it does not tell",
         "broken": f"broken: {engine.problem}",
-        "not asked": "not imported: it is slow to, and finds no GPU here",
+        "not asked": engine.problem or "not imported: slow, and there is no GPU for it",
         "missing": "missing",
     }[engine.state]
-    options = ", ".join(f"{name}={'|'.join(values) or '...'}" for name, values in engine.options.items())
+    options = "; ".join(f"{name}={', '.join(values) or '...'}" for name, values in engine.options.items())
     return engine.name, engine.library, state, options
 
 
 def _device(device: str, text: str) -> str:
-    return f"{device} ({text})" if text else device
+    text = text.removesuffix("ExecutionProvider")
+    return f"{device} ({text})" if text and text.lower() != device else device
 
 
 def _to_get(report: Report) -> Iterator[tuple[str, str]]:
@@ -184,6 +190,5 @@ def _print_advice(advice: Advice) -> None:
     print_table(f"{advice.bundle}: {advice.model}", ("<variant", "<runs here on"), list(advice.variants.items()))
     for taken in advice.taken:
         out.print(f"\n[bold]{taken.variant}[/bold]: {escape(taken.command)}", soft_wrap=True)
-        out.print(f"  {escape(taken.why)}")
-    for note in advice.notes:
-        out.print(f"note: {escape(note)}")
+        out.print(Padding(escape(taken.why), (0, 0, 0, 2)))
+    _facts("to know", [("-", note) for note in advice.notes])
