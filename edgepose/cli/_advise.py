@@ -111,7 +111,8 @@ def _recipe_note(variant: Variant, report: Report) -> list[str]:
     """Where INT8 was made for other instruction sets than these."""
     from edgepose.converters.recipes import default_recipe
 
-    made = str(variant.recipe.get("quantizer", {}).get("name", ""))
+    quantizer = variant.recipe.get("quantizer")
+    made = str(quantizer.get("name", "")) if isinstance(quantizer, Mapping) else ""
     engine = made.partition("-")[0]
     if not made or report.cpu is None or engine not in ("onnxruntime", "openvino"):
         return []

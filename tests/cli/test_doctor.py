@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +15,11 @@ from click.testing import CliRunner
 
 from edgepose.accelerators import Accelerator
 from edgepose.board import Board
-from edgepose.bundle import Bundle
+from edgepose.bundle import Bundle, Variant, create
 from edgepose.cli import doctor
 from edgepose.cli._advise import advise
 from edgepose.cli._examine import EXTRAS, Engine, Report, examine
+from edgepose.converters.recipes import get_recipe
 from edgepose.errors import BundleError
 from edgepose.heat import Heat, Zone
 from edgepose.host import Host
@@ -29,6 +29,7 @@ from edgepose.runtimes.advice import how_to_install
 from edgepose.runtimes.load import default_variant
 from edgepose.runtimes.registry import engines
 from edgepose.targets import Facts
+from edgepose.types import ModelSpec
 
 ROOT = Path(__file__).parent.parent.parent
 PC = Board("pc", "Dell", "Debian", "6.1", "x86_64", "glibc 2.36", "")
@@ -210,10 +211,14 @@ def test_extras_are_those_of_the_package():
 
 
 @pytest.fixture
-def bundle(starter_bundle, tmp_path) -> Path:
-    """The starter's bundle with a manifest that names an OpenVINO variant too; doctor reads nothing else of it."""
+def bundle(tmp_path) -> Path:
+    """A bundle's manifest; doctor opens no model file."""
     path = tmp_path / "bundle"
-    shutil.copytree(starter_bundle, path)
+    recipe = {"quantizer": get_recipe("onnxruntime-x86").to_dict()}
+    rows = [Variant("onnx-fp32", ("onnx-fp32.onnx",), {}, 0.0), Variant("onnx-int8", ("onnx-int8.onnx",), recipe, 0.1)]
+    about = {"model": "tiny", "checkpoint": {}, "notes": [], "seed": 0, "created": "", "versions": {}}
+    with create(path) as writer:
+        writer.finish(ModelSpec.pose2d("tiny", (32, 32), "lsp14"), rows, about)
     return path
 
 
@@ -280,7 +285,8 @@ def test_it_fits_the_terminal(width, monkeypatch, bundle):
     )  # fmt: skip
     monkeypatch.setattr(doctor, "examine", lambda host: full)
     monkeypatch.setattr(doctor.out, "width", width)
-    done = CliRunner().invoke(doctor.command, [str(bundle)])
+    monkeypatch.chdir(bundle.parent)
+    done = CliRunner().invoke(doctor.command, ["bundle"])
     assert done.exit_code == 0, done.output
     for line in done.output.splitlines():
         assert len(line.rstrip()) <= width or "edgepose run" in line  # a command is one line, to be copied
