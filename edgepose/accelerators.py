@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgepose.board import Board
 from edgepose.host import Host
 
-__all__ = ["Accelerator", "find_accelerators"]
+__all__ = ["Accelerator", "find_accelerators", "find_nvidia"]
 
 _CHIPS = {
     "tegra264": "Thor (Blackwell)",
@@ -44,12 +44,8 @@ class Accelerator:
 
 
 def find_accelerators(host: Host, board: Board) -> tuple[Accelerator, ...]:
-    """All of them.
-
-    Raises:
-        OSError: ``nvidia-smi`` is there and fails.
-    """
-    return (*_tegra(board), *_nvidia(host, board), *_drm(host), *_accel(host), *_nodes(host), *_usb(host))
+    """All but NVIDIA's cards, for which a tool must be asked: :func:`find_nvidia`."""
+    return (*_tegra(board), *_drm(host), *_accel(host), *_nodes(host), *_usb(host))
 
 
 def _tegra(board: Board) -> Iterator[Accelerator]:
@@ -66,10 +62,12 @@ _NVIDIA_FIELDS = {
 }
 
 
-def _nvidia(host: Host, board: Board) -> Iterator[Accelerator]:
-    """What ``nvidia-smi`` lists; a Jetson's says nothing that the chip's name does not."""
-    if board.kind == "jetson":
-        return
+def find_nvidia(host: Host) -> Iterator[Accelerator]:
+    """What ``nvidia-smi`` lists; a Jetson's says nothing that the chip's name does not.
+
+    Raises:
+        OSError: It is there and fails.
+    """
     query = ["nvidia-smi", f"--query-gpu={','.join(_NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
     for line in (host.run(query) or "").splitlines():
         values = [part.strip() for part in line.split(",")]

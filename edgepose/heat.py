@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgepose.board import Board
 from edgepose.host import Host
 
-__all__ = ["Heat", "Zone", "read_heat"]
+__all__ = ["Heat", "Zone", "gpus_held_back", "read_heat"]
 
 _PI_NOW = {
     0: "under-voltage: use a stronger supply",
@@ -46,17 +46,13 @@ class Heat:
 
 
 def read_heat(host: Host, board: Board) -> Heat:
-    """Look at thermal zones, clock limits and what the board's own firmware tells.
-
-    Raises:
-        OSError: A tool that would tell is there and fails.
-    """
+    """Look at thermal zones, clock limits and what the board's own firmware tells."""
     policies = host.folders("/sys/devices/system/cpu/cpufreq/policy*")
     pi_now, pi_earlier = _raspberry(host) if board.kind == "raspberrypi" else ((), ())
     clocks = [host.number(f"{policy}/scaling_cur_freq") for policy in policies]
     return Heat(
         zones=tuple(_zones(host)),
-        now=(*pi_now, *_limits(host, policies), *_hot(host), *_gpu(host, board)),
+        now=(*pi_now, *_limits(host, policies), *_hot(host)),
         earlier=(*pi_earlier, *_counters(host)),
         governor=host.text(f"{policies[0]}/scaling_governor") if policies else "",
         clocks_mhz=tuple(clock // 1000 for clock in clocks if clock),
@@ -110,14 +106,14 @@ def _counters(host: Host) -> Iterator[str]:
 
 def _raspberry(host: Host) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The firmware's bits, by its tool or by what the kernel shows of them."""
-    answer = (host.run(["vcgencmd", "get_throttled"]) or "").strip().rpartition("=")[2]
-    answer = answer or host.text("/sys/devices/platform/soc/soc:firmware/get_throttled")
-    if not answer:
-        return _undervoltage(host), ()
     try:
-        bits = int(answer, 16)
+        told = (host.run(["vcgencmd", "get_throttled"]) or "").strip().rpartition("=")[2]
+    except OSError:  # in a container it finds no firmware
+        told = ""
+    try:
+        bits = int(told or host.text("/sys/devices/platform/soc/soc:firmware/get_throttled"), 16)
     except ValueError:
-        raise OSError(f"vcgencmd get_throttled answers {answer[:40]!r}") from None
+        return _undervoltage(host), ()
     now = tuple(words for bit, words in _PI_NOW.items() if bits >> bit & 1)
     return now, tuple(words for bit, words in _PI_NOW.items() if bits >> (bit + 16) & 1)
 
@@ -131,9 +127,12 @@ def _undervoltage(host: Host) -> tuple[str, ...]:
     return (_PI_NOW[0],) if any(alarms) else ()
 
 
-def _gpu(host: Host, board: Board) -> Iterator[str]:
-    if board.kind == "jetson":
-        return
+def gpus_held_back(host: Host) -> Iterator[str]:
+    """What ``nvidia-smi`` says of heat and power.
+
+    Raises:
+        OSError: It is there and fails.
+    """
     query = ["nvidia-smi", "--query-gpu=index,clocks_throttle_reasons.active", "--format=csv,noheader"]
     for line in (host.run(query) or "").splitlines():
         index, _, reasons = (part.strip() for part in line.partition(","))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 __all__ = ["Host", "RunTool", "run_tool"]
 
-_MOST_BYTES = 32_000_000
 _TOOL_S = 5.0
 
 RunTool = Callable[[Sequence[str]], str | None]
@@ -99,8 +98,7 @@ class Host:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES).decode("utf-8", "replace").strip("\0 \t\n")
+        return path.read_bytes().decode("utf-8", "replace").strip("\0 \t\n")
     except OSError:
         return ""
 

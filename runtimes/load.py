@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -12,12 +12,11 @@ from edgepose.errors import BundleError, EngineError
 from edgepose.lifter import Lifter
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
-from edgepose.runtimes.registry import engines, open_engine
+from edgepose.runtimes.preference import rank_variants
+from edgepose.runtimes.registry import open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
 
 __all__ = [
-    "Choice",
-    "default_variant",
     "fits",
     "load",
     "load_file",
@@ -30,8 +29,6 @@ __all__ = [
 ]
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
-
-_PREFERENCE = {"cpu": ("int8", "fp16", "fp32"), "cuda": ("fp16", "fp32", "int8")}
 
 
 def load(
@@ -111,7 +108,7 @@ def load_model(
     if path.is_file():
         return load_model_file(path, engine, device, threads=threads, options=options)
     bundle = Bundle.open(path)
-    row = bundle.variant(variant) if variant else default_variant(bundle, engine, device).variant
+    row = bundle.variant(variant) if variant else _default_variant(bundle, engine, device)
     return _from_bundle(bundle, row, engine, device, threads, self_test, options)
 
 
@@ -176,39 +173,10 @@ def _as_estimator(model: LoadedModel, path: Path) -> Estimator:
     return model
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The variant of a bundle that is taken where none is named, and why, in one line."""
-
-    variant: Variant
-    why: str
-
-
-def default_variant(bundle: Bundle, engine: str | None = None, device: str = "auto") -> Choice:
-    """The preferred one of those that the engine and the device run here; of all where none is, for its error.
-
-    Raises:
-        BundleError: There are no variants.
-    """
-    fitting = [row for row in engines().values() if engine in (None, row.name) and row.has_device(device)]
-    fitting = [row for row in fitting if row.installed] or fitting
-    suffixes = {suffix for row in fitting for suffix in row.suffixes}
-    variants = [v for v in bundle.variants if Path(v.file).suffix in suffixes]
-    order = _PREFERENCE.get(device, _PREFERENCE["cpu"])
-    ranked = sorted(
-        variants or bundle.variants, key=lambda v: order.index(v.precision) if v.precision in order else len(order)
-    )
-    if not ranked:
-        raise BundleError(f"{bundle.path}: has no variants: convert again")
-    return Choice(ranked[0], _why(ranked, order, device) if variants else "no engine for any of its variants is here")
-
-
-def _why(ranked: list[Variant], order: tuple[str, ...], device: str) -> str:
-    """In words: the order of precisions, and of the variants that are level in it that of the bundle."""
-    first = ranked[0]
-    level = [variant.name for variant in ranked[1:] if variant.precision == first.precision]
-    among = f"; before {', '.join(level)} because the bundle lists it first" if level else ""
-    return f"of what runs here, --device {device} takes {', then '.join(order)}{among}"
+def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant:
+    """The preferred one of those that run here: see ``preference.py``."""
+    ranked, _ = rank_variants(bundle, engine, device)
+    return ranked[0].variant
 
 
 def _embedded_spec(engine: Engine, where: Path) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from edgepose.machine import has_dot_products
 
 if TYPE_CHECKING:
     from edgepose.bundle import Bundle, Variant
-    from edgepose.runtimes.load import Choice
 
 __all__ = ["Advice", "Taken", "advise"]
 
@@ -45,16 +45,19 @@ def advise(path: Path, report: Report) -> Advice:
         BundleError: It is none, or holds no variants.
     """
     from edgepose.bundle import Bundle
-    from edgepose.runtimes.load import default_variant
+    from edgepose.runtimes.preference import rank_variants, why_first
 
     bundle = Bundle.open(path)
-    choices = {device: default_variant(bundle, None, device) for device in ("auto", *_others(report))}
+    choices = {device: rank_variants(bundle, None, device) for device in ("auto", *_others(report))}
     return Advice(
         bundle=str(path),
         model=bundle.spec.name,
         variants={row.name: _where(row, report) for row in bundle.variants},
-        taken=tuple(_taken(path, bundle.spec.task, device, choice) for device, choice in choices.items()),
-        notes=tuple(_notes(bundle, choices, report)),
+        taken=tuple(
+            Taken(device, ranked[0].variant.name, why_first(ranked, here), _command(path, bundle.spec.task, device))
+            for device, (ranked, here) in choices.items()
+        ),
+        notes=tuple(_notes(bundle, choices["auto"][0][0].variant, report)),
     )
 
 
@@ -83,23 +86,28 @@ def _where(variant: Variant, report: Report) -> str:
     return "; ".join(f"no: {one.name} is {one.state}" for one in runners) or "no: no engine for it"
 
 
-def _taken(path: Path, task: str, device: str, choice: Choice) -> Taken:
+def _command(path: Path, task: str, device: str) -> str:
     on = [] if device == "auto" else ["--device", device]
     if task == "lift3d":
-        command = ["edgepose run BUNDLE2D --lift", str(path), *(["--lift-device", device] if on else [])]
+        parts = ["BUNDLE2D", "--lift", str(path), *(["--lift-device", device] if on else [])]
     else:
-        command = ["edgepose run", str(path), *on]
-    return Taken(device, choice.variant.name, choice.why, " ".join([*command, "--source 0"]))
+        parts = [str(path), *on]
+    return f"edgepose run {shlex.join(parts)} --source 0"
 
 
-def _notes(bundle: Bundle, choices: Mapping[str, Choice], report: Report) -> list[str]:
+def _notes(bundle: Bundle, taken: Variant, report: Report) -> list[str]:
     notes = [note for row in bundle.variants if _ready(row, report) for note in _recipe_note(row, report)]
-    taken = choices["auto"].variant
     broken = [engine.name for engine in _runners(taken, report) if engine.state == "broken"]
     if broken:
         notes.append(
             f"{taken.name} would be taken, and {broken[0]} is broken: repair it, or name another with --variant"
         )
+    if report.cpu and "asimd" in report.cpu.isa and not has_dot_products(report.cpu.isa):
+        notes += [
+            f"{row.name} will not load here: OpenVINO has no INT8 for ARM without dot products (docs/arm.md)"
+            for row in bundle.variants
+            if row.name.startswith("openvino-int8")
+        ]
     if taken.precision.startswith("int8") and report.cpu and not has_dot_products(report.cpu.isa):
         notes.append("this processor has no 8-bit dot products: INT8 may be slower than FP32 here")
     if len(bundle.variants) > 1:

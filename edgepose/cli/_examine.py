@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgepose import __version__
-from edgepose.accelerators import Accelerator, find_accelerators
+from edgepose.accelerators import Accelerator, find_accelerators, find_nvidia
 from edgepose.board import Board, read_board
 from edgepose.camera_list import AskFormats, Camera, find_cameras
 from edgepose.child import ask_python
-from edgepose.heat import Heat, read_heat
+from edgepose.heat import Heat, gpus_held_back, read_heat
 from edgepose.host import Host
 from edgepose.machine import Cpu, Memory, read_cpu, read_memory
 from edgepose.targets import Facts, targets_of
@@ -112,6 +112,11 @@ def examine(host: Host, formats: AskFormats | None = None) -> Report:
     board = probes.ask("board", lambda: read_board(host))
     cpu = probes.ask("processor", lambda: read_cpu(host))
     accelerators = (probes.ask("GPU and NPU", lambda: find_accelerators(host, board)) if board else None) or ()
+    held_back: tuple[str, ...] = ()
+    if board and board.kind != "jetson":
+        accelerators += probes.ask("NVIDIA GPU", lambda: tuple(find_nvidia(host))) or ()
+        if any(one.device == "cuda" for one in accelerators):
+            held_back = probes.ask("NVIDIA GPU's clock", lambda: tuple(gpus_held_back(host))) or ()
     facts = Facts(board, cpu, accelerators) if board and cpu else None
     with ThreadPoolExecutor(2) as pool:  # these wait for processes of their own
         inventory = pool.submit(_take_inventory, accelerators)
@@ -132,7 +137,7 @@ def examine(host: Host, formats: AskFormats | None = None) -> Report:
         gstreamer=gstreamer,
         cameras=cameras or (),
         camera_libraries=probes.ask("camera libraries", lambda: _camera_libraries(host, board)) or {},
-        heat=heat,
+        heat=heat and replace(heat, now=heat.now + held_back),
         missing={extra: gone for extra, names in EXTRAS.items() if (gone := _missing(names))},
         python=".".join(map(str, host.python)),
         problems=probes.problems,

@@ -26,7 +26,7 @@ from edgepose.host import Host
 from edgepose.machine import Cpu
 from edgepose.runtimes import inventory
 from edgepose.runtimes.advice import how_to_install
-from edgepose.runtimes.load import default_variant
+from edgepose.runtimes.preference import rank_variants, why_first
 from edgepose.runtimes.registry import engines
 from edgepose.targets import Facts
 from edgepose.types import ModelSpec
@@ -98,8 +98,9 @@ def test_engines_tell_their_devices_themselves(found):
 def test_every_engine_of_ours_can_tell_its_devices(row):
     if not row.installed:
         pytest.skip(f"{row.name} is not installed: {row.install}")
-    assert "cpu" in inventory.devices_of(row.name)
-    assert set(inventory.devices_of(row.name)) <= set(row.devices)
+    devices = inventory.devices_of(row.name)
+    assert set(devices) <= set(row.devices)
+    assert "cpu" in devices or "cpu" not in row.devices
 
 
 def test_the_terminal_shows_the_same(edgepose, found, tmp_path):
@@ -159,7 +160,7 @@ def test_a_probe_that_fails_costs_its_own_row_alone(tmp_path, monkeypatch):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nmodel name\t: Xeon\n")
     got = examine(Host(tmp_path, run, "x86_64", "glibc 2.36", (3, 11)))
-    assert got.problems == {"GPU and NPU": "nvidia-smi fails: no driver", "heat": "nvidia-smi fails: no driver"}
+    assert got.problems == {"NVIDIA GPU": "nvidia-smi fails: no driver"}
     assert got.cpu.name == "Xeon"
     assert got.targets == ("intel-cpu-old",)
 
@@ -224,10 +225,13 @@ def bundle(tmp_path) -> Path:
 
 def test_a_bundle_is_judged_as_load_does(bundle):
     advice = advise(bundle, report())
-    choice = default_variant(Bundle.open(bundle))
+    ranked, here = rank_variants(Bundle.open(bundle))
     (taken,) = advice.taken
-    assert (taken.variant, taken.why) == (choice.variant.name, choice.why) == ("onnx-int8", choice.why)
-    assert choice.why == "of what runs here, --device auto takes int8, then fp16, then fp32"
+    assert (taken.variant, taken.why) == (ranked[0].variant.name, why_first(ranked, here))
+    assert (taken.variant, taken.why) == (
+        "onnx-int8",
+        "before onnx-fp32: --device auto takes int8, then fp16, then fp32",
+    )
     assert taken.command == f"edgepose run {bundle} --source 0"
     assert advice.variants == {"onnx-fp32": "onnxruntime cpu", "onnx-int8": "onnxruntime cpu"}
     assert advice.notes == (f"what is fastest here is measured, not known: edgepose bench {bundle}",)
@@ -238,7 +242,7 @@ def test_a_gpu_gets_its_own_line(bundle):
     auto, cuda = advise(bundle, gpu).taken
     assert (auto.device, auto.variant) == ("auto", "onnx-int8")
     assert (cuda.variant, cuda.command) == ("onnx-fp32", f"edgepose run {bundle} --device cuda --source 0")
-    assert cuda.why == "of what runs here, --device cuda takes fp16, then fp32, then int8"
+    assert cuda.why == "before onnx-int8: --device cuda takes fp16, then fp32, then int8"
 
 
 def test_int8_on_a_processor_without_dot_products_is_doubted(bundle):
@@ -251,6 +255,35 @@ def test_int8_made_for_another_processor_is_told(bundle):
     assert (
         notes[0]
         == "onnx-int8 was quantized by onnxruntime-x86; for this processor convert with --recipe onnxruntime-arm"
+    )
+
+
+ORDERS = [
+    # names in the bundle's order, device -> what is taken, and why
+    (("onnx-fp32",), "auto", "onnx-fp32", "nothing else in the bundle runs here"),
+    (("onnx-int8", "onnx-fp16", "onnx-fp32"), "cuda", "onnx-fp16",
+     "before onnx-fp32, onnx-int8: --device cuda takes fp16, then fp32, then int8"),
+    (("tflite-fp32", "onnx-int8", "tflite-int8"), "cpu", "onnx-int8",
+     "before tflite-int8: the bundle lists it first; "
+     "before tflite-fp32: --device cpu takes int8, then fp16, then fp32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "device", "taken", "why"), ORDERS)
+def test_the_reason_is_the_rule_that_decided(names, device, taken, why, monkeypatch):
+    monkeypatch.setattr(type(engines()["onnxruntime"]), "installed", True)
+    rows = tuple(Variant(name, (f"{name}.{name.partition('-')[0]}",), {}, 0.0) for name in names)
+    ranked, here = rank_variants(
+        Bundle(Path("b"), ModelSpec.pose2d("tiny", (32, 32), "lsp14"), rows, {}, {}), None, device
+    )
+    assert (ranked[0].variant.name, why_first(ranked, here)) == (taken, why)
+
+
+def test_openvino_int8_is_known_not_to_load_on_a_raspberry_pi_4(bundle):
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("onnx-int8", "openvino-int8"))
+    assert "openvino-int8 will not load here: OpenVINO has no INT8 for ARM without dot products (docs/arm.md)" in (
+        advise(bundle, report(cpu=A72)).notes
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 from edgepose import BundleError, EngineError, EngineUnavailable
 from edgepose.bundle import Bundle, Variant
 from edgepose.runtimes import registry, tflite
-from edgepose.runtimes.load import default_variant, load
+from edgepose.runtimes.load import _default_variant, load
 from edgepose.runtimes.registry import open_engine
 from edgepose.runtimes.tflite import TfliteEngine, TfliteLibrary, import_tflite
 from edgepose.runtimes.tflite_file import with_metadata
@@ -424,4 +424,4 @@ def test_a_bundle_gives_what_is_installed_here(installed, monkeypatch, here, eng
     installed(*here)
     names = {"onnx-fp32": ".onnx", "onnx-int8": ".onnx", "tflite-fp32": ".tflite", "tflite-int8": ".tflite"}
     rows = tuple(Variant(name, (name + suffix,), {}, 0.0) for name, suffix in names.items())
-    assert default_variant(Bundle(Path("b"), SPEC, rows, {}, {}), engine, device).variant.name == variant
+    assert _default_variant(Bundle(Path("b"), SPEC, rows, {}, {}), engine, device).name == variant
