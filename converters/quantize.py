@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgepose.converters.attention import fragile_products
-from edgepose.converters.qdq import close_residuals
+from edgepose.converters.qdq import close_residuals, make_signed, quantize_residuals
 from edgepose.converters.recipes import Recipe
 from edgepose.errors import ConversionError
 from edgepose.runtimes.openvino import import_openvino, usage_statistics_blocked
@@ -24,6 +24,8 @@ _WHOLE_ATTENTION = ("auto", "int8")
 """As a Transformer NNCF leaves the product of softmax with values in float, come what may."""
 _SUMS = ["Add", "Subtract", "Multiply", "Divide", "Power", "MVN"]
 """What NNCF leaves in float in a Transformer besides: sums, and LayerNorm with its parts."""
+_PICTURE = 4
+"""Channels of a picture at most."""
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -67,6 +69,8 @@ def quantize(model: Any, samples: NDArray[Any], recipe: Recipe, progress: Passed
             )
     except Exception as error:  # NNCF raises many types, with no common base but Exception
         raise ConversionError(f"NNCF cannot quantize this model ({type(error).__name__}: {error})") from error
+    if is_onnx and recipe.explicit:
+        return quantize_residuals(make_signed(quantized), samples)
     return close_residuals(quantized, samples) if is_onnx and recipe.close_residuals else quantized
 
 
@@ -82,7 +86,7 @@ def linear_layers(model: Any) -> list[str]:
 
 def _ignored(nncf: Any, model: Any, samples: NDArray[Any], recipe: Recipe) -> Any:
     """What stays in float: by name, and, where NNCF is not told that this is a Transformer, by type."""
-    names = [*recipe.float_layers, *_mixing(model)]
+    names = [*recipe.float_layers, *_mixing(model), *(_picture_layers(model) if recipe.explicit else [])]
     if isinstance(model, onnx.ModelProto) and recipe.attention in _WHOLE_ATTENTION:
         raise ConversionError(f"recipe {recipe.name}: attention {recipe.attention!r} is for OpenVINO")
     if recipe.attention == "float":
@@ -115,6 +119,12 @@ def _mixing(model: Any) -> list[str]:
         for op in model.get_ordered_ops()
         if op.get_type_name() == "MatMul" and _is_constant(op.input_value(0).get_node())
     ]
+
+
+def _picture_layers(model: onnx.ModelProto) -> list[str]:
+    """Convolutions of a picture's channels: engines have poor INT8 kernels for so few of them, or none."""
+    channels = {tensor.name: tensor.dims[1] for tensor in model.graph.initializer if len(tensor.dims) == 4}
+    return [n.name for n in model.graph.node if n.op_type == "Conv" and channels.get(n.input[1], 99) <= _PICTURE]
 
 
 def _is_constant(node: Any) -> bool:

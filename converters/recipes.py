@@ -47,6 +47,9 @@ class Recipe:
         close_residuals: Whether convolutions that end in a residual sum get 8-bit outputs, which the quantizer leaves
             in float for engines that fuse the sum; onnxruntime has no kernel for such a convolution.
         narrow_weights: 7-bit weights, for processors whose 8-bit sums saturate.
+        explicit: For an engine that compiles quantized nodes as they stand: activations are signed as well as
+            symmetric, convolutions of a picture's few channels stay in float, and where a convolution ends in a sum the
+            other operand is 8-bit, so that both become one kernel.
         float_layers: Names of nodes that stay in float, as the accuracy search found them.
     """
 
@@ -57,6 +60,7 @@ class Recipe:
     attention: str = "scores"
     close_residuals: bool = False
     narrow_weights: bool = False
+    explicit: bool = False
     float_layers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +99,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 smooth_quant=0.95,
                 bias_correction="accurate",
             ),
-            Recipe("tensorrt-qdq", preset="performance", attention="float"),
+            Recipe("tensorrt-qdq", preset="performance", attention="float", explicit=True),
             Recipe("tflite-xnnpack"),
             Recipe("tflite-xnnpack-accurate", attention="float"),
             *_LIFTED,

@@ -96,6 +96,20 @@ def _onnx_int8(job: Job) -> None:
     save_onnx(quantized, job.spec, job.path, job.origin)
 
 
+def _onnx_fp16(job: Job) -> None:
+    from edgepose.converters.half import half_precision
+
+    save_onnx(half_precision(load_onnx(job.source)), job.spec, job.path, job.origin)
+
+
+def _tensorrt_int8(job: Job) -> None:
+    """8 bits where the recipe says so, float16 in between: TensorRT 10 and newer compute in the types of the file."""
+    from edgepose.converters.half import half_precision
+
+    quantized = quantize(load_onnx(job.source), job.samples, job.recipe, job.progress)
+    save_onnx(half_precision(quantized), job.spec, job.path, job.origin)
+
+
 def _openvino_float(fp16: bool) -> Callable[[Job], None]:
     def make(job: Job) -> None:
         from edgepose.converters.openvino import export_openvino
@@ -152,6 +166,7 @@ def _tflite_layers(model: Any) -> list[str]:
 
 _TFLITE_FP32 = "tflite-fp32"
 _ONNX = {"exporter": "torch.onnx dynamo, rewritten", "opset": OPSET}
+_ONNX_FP16 = {**_ONNX, "converter": "float16 inside"}
 _OPENVINO = {**_ONNX, "converter": "openvino.Core.read_model"}
 _IR = (".xml", ".bin")
 _TFLITE = {"exporter": "litert-torch, rewritten"}
@@ -168,6 +183,9 @@ VARIANTS: Mapping[str, VariantRow] = MappingProxyType(
         for row in (
             VariantRow("onnx-fp32", _same, load_onnx, "onnxruntime", (".onnx",), _ONNX),
             VariantRow("onnx-int8", _onnx_int8, load_onnx, "onnxruntime", (".onnx",), _ONNX),
+            VariantRow("onnx-fp16", _onnx_fp16, load_onnx, "onnxruntime", (".onnx",), _ONNX_FP16),
+            VariantRow("tensorrt-fp16", _onnx_fp16, load_onnx, "tensorrt", (".onnx",), _ONNX_FP16),
+            VariantRow("tensorrt-int8", _tensorrt_int8, load_onnx, "tensorrt", (".onnx",), _ONNX_FP16),
             VariantRow("openvino-fp32", _openvino_float(False), _openvino_model, "openvino", _IR, _OPENVINO),
             VariantRow("openvino-fp16", _openvino_float(True), _openvino_model, "openvino", _IR, _OPENVINO),
             VariantRow("openvino-int8", _openvino_int8, _openvino_model, "openvino", _IR, _OPENVINO),

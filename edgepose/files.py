@@ -13,7 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PartialFile", "canonical_json", "new_folder", "replace_file", "sha256_file", "sync", "sync_folder"]
+__all__ = [
+    "PartialFile",
+    "cache_folder",
+    "canonical_json",
+    "new_folder",
+    "replace_file",
+    "sha256_file",
+    "sync",
+    "sync_folder",
+]
+
+
+def cache_folder(*parts: str) -> Path:
+    """A folder in this user's cache, which may not be there yet: ``~/.cache/edgepose/...``, by the XDG rules."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("edgepose", *parts)
 
 
 def sha256_file(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from edgepose.bundle import MANIFEST, Bundle, Variant
-from edgepose.errors import BundleError, EngineError
+from edgepose.errors import BundleError, EngineError, EngineUnavailable
+from edgepose.files import sha256_file
 from edgepose.lifter import Lifter
+from edgepose.machine import machine
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
+from edgepose.runtimes.choice import Choice
 from edgepose.runtimes.preference import rank_variants
 from edgepose.runtimes.registry import open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
@@ -25,10 +28,15 @@ __all__ = [
     "load_model_file",
     "model_bytes",
     "model_files",
+    "place_device",
     "self_test",
+    "strays",
 ]
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+
+FASTEST = "fastest"
+"""In place of a variant's name: the one that is."""
 
 
 def load(
@@ -40,6 +48,7 @@ def load(
     threads: int | None = None,
     self_test: bool = True,
     options: Mapping[str, str] = NO_OPTIONS,
+    strict: bool = False,
 ) -> Estimator:
     """Load a 2D model: a bundle, or one model file that edgepose wrote.
 
@@ -48,18 +57,22 @@ def load(
         engine: Engine name; by default the first that runs the file.
         device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``, ``edgetpu`` and so on.
         variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
-            engine and the device run, and whose engine is installed. A file is its own.
+            engine and the device run, and whose engine is installed. ``fastest`` times them all, once: the answer is
+            kept in the user's cache. A file is its own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
         options: The engine's own, by name: ``{"mode": "throughput"}``; ``edgepose doctor`` lists them.
+        strict: Refuse an engine that runs single nodes on another device than the one asked for.
 
     Raises:
         BundleError: Not there, damaged, edited, or without a specification.
         EngineUnavailable: The engine or the device is not on this machine, or the engine has no such option.
         EngineError: The engine cannot load the model, or its answers are off.
     """
-    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, options=options)
+    model = load_model(
+        path, engine, device, variant, threads=threads, self_test=self_test, options=options, strict=strict
+    )
     return _as_estimator(model, Path(path))
 
 
@@ -72,12 +85,15 @@ def load_lifter(
     threads: int | None = 1,
     self_test: bool = True,
     options: Mapping[str, str] = NO_OPTIONS,
+    strict: bool = False,
 ) -> Lifter:
     """Load a bundle or model file that lifts 2D keypoints into space; arguments and errors as for :func:`load`.
 
     One thread is the default: in a model this small, several wait for each other (docs/lifting.md).
     """
-    model = load_model(path, engine, device, variant, threads=threads, self_test=self_test, options=options)
+    model = load_model(
+        path, engine, device, variant, threads=threads, self_test=self_test, options=options, strict=strict
+    )
     if not isinstance(model, Lifter):
         model.close()
         raise BundleError(
@@ -95,39 +111,72 @@ def load_model(
     threads: int | None = None,
     self_test: bool = True,
     options: Mapping[str, str] = NO_OPTIONS,
+    strict: bool = False,
 ) -> LoadedModel:
     """Load a model for any task: an :class:`Estimator` or a :class:`Lifter`; see :func:`load`."""
     path = Path(path)
+    how = _Opening(engine, device, threads, self_test, options, strict)
     if path.is_file() and variant not in (None, path.stem):
         raise BundleError(f"{path}: is one model file, variant {variant!r} cannot be chosen from it")
     if path.is_file() and (path.parent / MANIFEST).is_file():
         bundle = Bundle.open(path.parent)
         row = next((v for v in bundle.variants if v.file == path.name), None)
         if row is not None:
-            return _from_bundle(bundle, row, engine, device, threads, self_test, options)
+            return _from_bundle(bundle, row, how)
     if path.is_file():
-        return load_model_file(path, engine, device, threads=threads, options=options)
+        return load_model_file(path, engine, device, threads=threads, options=options, strict=strict)
     bundle = Bundle.open(path)
-    row = bundle.variant(variant) if variant else _default_variant(bundle, engine, device)
-    return _from_bundle(bundle, row, engine, device, threads, self_test, options)
+    if variant == FASTEST:
+        return _fastest(bundle, _ranked_variants(bundle, engine, device), how)
+    row = bundle.variant(variant) if variant else _ranked_variants(bundle, engine, device)[0]
+    return _from_bundle(bundle, row, how)
 
 
-def _from_bundle(
-    bundle: Bundle,
-    row: Variant,
-    engine: str | None,
-    device: str,
-    threads: int | None,
-    replay: bool,
-    options: Mapping[str, str],
-) -> LoadedModel:
-    opened = open_engine(bundle.checked_variant(row), engine, device, threads, options)
+@dataclass(frozen=True)
+class _Opening:
+    """How a variant is opened: arguments of :func:`load`."""
+
+    engine: str | None
+    device: str
+    threads: int | None
+    replay: bool
+    options: Mapping[str, str]
+    strict: bool
+
+
+def _from_bundle(bundle: Bundle, row: Variant, how: _Opening) -> LoadedModel:
+    opened = open_engine(bundle.checked_variant(row), how.engine, how.device, how.threads, how.options)
+    if how.strict:
+        _refuse_strays(opened, bundle.path / row.file)
     if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
         raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
     model = _MODELS[bundle.spec.task](opened, bundle.spec, row.name)
-    if replay:
+    if how.replay:
         self_test(model, bundle, row)
     return model
+
+
+def _fastest(bundle: Bundle, variants: Sequence[Variant], how: _Opening) -> LoadedModel:
+    """The variant that is fastest here, as it was measured before; else all are measured."""
+    here = machine()
+    asked = {"engine": how.engine, "device": how.device, "threads": how.threads, "options": dict(how.options)}
+    known = Choice({**asked, "bundle": sha256_file(bundle.path / MANIFEST), "cpu": here["cpu"], **here["versions"]})
+    rows = {row.name: row for row in variants}
+    if known.name in rows:
+        return _from_bundle(bundle, rows[known.name], how)
+    models, reasons = {}, []
+    for row in variants:
+        try:
+            models[row.name] = _from_bundle(bundle, row, how)
+        except (EngineError, EngineUnavailable) as error:
+            reasons.append(error)
+    if not models:
+        raise reasons[0]
+    best = known.measure(models)
+    for name, model in models.items():
+        if name != best:
+            model.close()
+    return models[best]
 
 
 def load_file(
@@ -137,13 +186,15 @@ def load_file(
     *,
     threads: int | None = None,
     options: Mapping[str, str] = NO_OPTIONS,
+    strict: bool = False,
 ) -> Estimator:
     """Load one 2D model file by its own specification alone, even from inside a bundle: no hashes, no self-test.
 
     Raises:
         See :func:`load`.
     """
-    return _as_estimator(load_model_file(path, engine, device, threads=threads, options=options), path)
+    model = load_model_file(path, engine, device, threads=threads, options=options, strict=strict)
+    return _as_estimator(model, path)
 
 
 def load_model_file(
@@ -153,9 +204,12 @@ def load_model_file(
     *,
     threads: int | None = None,
     options: Mapping[str, str] = NO_OPTIONS,
+    strict: bool = False,
 ) -> LoadedModel:
     """The same for a model for any task."""
     opened = open_engine(path, engine, device, threads, options)
+    if strict:
+        _refuse_strays(opened, path)
     spec = _embedded_spec(opened, path)
     return _MODELS[spec.task](opened, spec, path.stem)
 
@@ -173,10 +227,42 @@ def _as_estimator(model: LoadedModel, path: Path) -> Estimator:
     return model
 
 
-def _default_variant(bundle: Bundle, engine: str | None, device: str) -> Variant:
-    """The preferred one of those that run here: see ``preference.py``."""
+def _ranked_variants(bundle: Bundle, engine: str | None, device: str) -> list[Variant]:
+    """Those that run here, the preferred one first: see ``preference.py``."""
     ranked, _ = rank_variants(bundle, engine, device)
-    return ranked[0].variant
+    return [one.variant for one in ranked]
+
+
+def place_device(place: str) -> str:
+    """The device that a place of :meth:`Engine.placement` is on.
+
+    ``CPUExecutionProvider``, ``CPU f32`` and ``CPU XNNPACK`` are all ``cpu``, ``GPU f16`` is ``gpu``,
+    ``CUDAExecutionProvider``, ``CUDA`` and ``cuda:0`` are ``cuda``; a delegate's path is itself.
+    """
+    if place.startswith("delegate:"):
+        return place
+    return place.partition(" ")[0].partition(":")[0].removesuffix("ExecutionProvider").lower()
+
+
+def strays(engine: Engine) -> dict[str, int]:
+    """Nodes that run on another device than the engine's, by place. An engine on the CPU has none."""
+    device = engine.device if engine.device.startswith("delegate:") else engine.device.partition(":")[0]
+    if device == "cpu":
+        return {}
+    return {place: count for place, count in engine.placement().items() if place_device(place) != device}
+
+
+def _refuse_strays(engine: Engine, path: Path) -> None:
+    """Close an engine that runs nodes on another device.
+
+    Raises:
+        EngineError: It does.
+    """
+    elsewhere = strays(engine)
+    if elsewhere:
+        engine.close()
+        where = ", ".join(f"{count} nodes on {place}" for place, count in elsewhere.items())
+        raise EngineError(f"{path}: {engine.name} runs {where}, not {engine.device}: another variant, or no --strict")
 
 
 def _embedded_spec(engine: Engine, where: Path) -> ModelSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
+from edgepose.files import cache_folder
 from edgepose.runtimes.batches import Arrays, check_free, joined, ordered
 from edgepose.types import TensorSpec
 
@@ -316,8 +316,7 @@ def _settings(plugin: str, variant: str, threads: int | None, mode: str) -> dict
         return settings | ({"INFERENCE_NUM_THREADS": threads} if threads is not None else {})
     if plugin == "GPU":
         settings["INFERENCE_PRECISION_HINT"] = "f32" if variant.endswith("fp32") else "f16"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgepose" / "openvino"
-    return settings | {"CACHE_DIR": str(cache)}
+    return settings | {"CACHE_DIR": str(cache_folder("openvino"))}
 
 
 def _tensors(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from edgepose.bundle import Bundle, Variant
+from edgepose.bundle import Bundle, Variant, parse_variant
 from edgepose.errors import BundleError
 from edgepose.runtimes.registry import EngineRow, engines
 
 __all__ = ["Ranked", "Situation", "rank_variants", "why_first"]
 
 _CPU = ("int8", "fp16", "fp32")
-_ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cuda": ("fp16", "fp32", "int8")})
+_CUDA = ("fp16", "fp32", "int8")
+_ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType({"cuda": _CUDA, "tensorrt": _CUDA})
+_SLOW_ON_CPU = "onnx-fp16"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Situation:
     @property
     def precisions(self) -> tuple[str, ...]:
         """The best first."""
-        return _ORDERS.get(self.device, _CPU)
+        return _CUDA if self.engine == "tensorrt" else _ORDERS.get(self.device, _CPU)
 
     def runs(self, variant: Variant) -> bool:
         """Whether an engine that fits runs such files."""
@@ -48,7 +50,22 @@ def _by_precision(variant: Variant, situation: Situation) -> int:
     return order.index(variant.precision) if variant.precision in order else len(order)
 
 
-_CRITERIA = (_Criterion(_by_precision, lambda s: f"--device {s.device} takes {', then '.join(s.precisions)}"),)
+def _by_format(variant: Variant, situation: Situation) -> int:
+    """Variants that are made for the engine come before others that it runs too, such as TensorRT's files."""
+    formats = next((row.formats for row in situation.fitting if Path(variant.file).suffix in row.suffixes), ())
+    form, _ = parse_variant(variant.name)
+    return formats.index(form) if form in formats else len(formats)
+
+
+def _by_arithmetic(variant: Variant, situation: Situation) -> int:
+    return int(variant.name == _SLOW_ON_CPU and situation.precisions is _CPU)
+
+
+_CRITERIA = (
+    _Criterion(_by_format, lambda s: "it is made for its engine"),
+    _Criterion(_by_arithmetic, lambda s: "onnxruntime has no float16 arithmetic on CPUs"),
+    _Criterion(_by_precision, lambda s: f"--device {s.device} takes {', then '.join(s.precisions)}"),
+)
 
 
 @dataclass(frozen=True)

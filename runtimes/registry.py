@@ -36,6 +36,7 @@ class EngineRow:
         options: What else it can be told: by name, the values it knows, or none where any text may be right. The class
             takes them as keywords, as text.
         libraries: Modules of which one must be installed; none named, and it counts as installed.
+        formats: Of the variants of a bundle those that are made for it, the best first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class EngineRow:
     install: str
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     libraries: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -83,14 +85,17 @@ class LoadableEngine(Protocol):
         ...
 
 
+_YES_NO = ("yes", "no")
 _BUILT_IN = (
     EngineRow(
         name="onnxruntime",
         suffixes=(".onnx",),
         target="edgepose.runtimes.onnxruntime:OnnxRuntimeEngine",
-        devices=("cpu", "cuda"),
+        devices=("cpu", "cuda", "tensorrt"),
         install="pip install onnxruntime",
+        options={"fp16": _YES_NO, "int8": _YES_NO, "max_batch": (), "workspace_mib": ()},
         libraries=("onnxruntime",),
+        formats=("onnx",),
     ),
     EngineRow(
         name="openvino",
@@ -100,6 +105,7 @@ _BUILT_IN = (
         install="pip install 'edgepose[openvino]'",
         options={"mode": ("latency", "throughput")},
         libraries=("openvino",),
+        formats=("openvino",),
     ),
     EngineRow(
         name="tflite",
@@ -108,6 +114,18 @@ _BUILT_IN = (
         devices=("cpu", "gpu", "npu", "edgetpu", "delegate:PATH"),
         install="pip install 'edgepose[tflite]'",
         libraries=("ai_edge_litert", "tflite_runtime"),
+        formats=("tflite",),
+    ),
+    EngineRow(  # behind onnxruntime, which runs the same files: this one has to be asked for
+        name="tensorrt",
+        suffixes=(".onnx",),
+        target="edgepose.runtimes.tensorrt:TensorRtEngine",
+        devices=("cuda",),
+        install="pip install tensorrt (Jetson: sudo apt install python3-libnvinfer, and a venv with "
+        "--system-site-packages)",
+        options={"max_batch": (), "workspace_mib": (), "graph": _YES_NO},
+        libraries=("tensorrt",),
+        formats=("tensorrt", "onnx"),
     ),
 )
 

@@ -39,6 +39,7 @@ class Opening:
         threads: Of one inference.
         options: The engine's own, by name.
         self_test: Whether to replay the golden inputs.
+        strict: Whether to refuse an engine that runs nodes on another device.
     """
 
     engine: str | None = None
@@ -46,10 +47,11 @@ class Opening:
     threads: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     self_test: bool = True
+    strict: bool = False
 
 
 def engine_options(command: _F) -> _F:
-    """--engine, --device, --threads, --engine-option and --no-self-test, as one argument ``opening``."""
+    """--engine, --device, --threads, --engine-option, --no-self-test and --strict, as one argument ``opening``."""
 
     @functools.wraps(command)
     def with_opening(
@@ -59,13 +61,15 @@ def engine_options(command: _F) -> _F:
         threads: int | None,
         engine_option: tuple[str, ...],
         no_self_test: bool,
+        strict: bool,
         **others: Any,
     ) -> Any:
-        opening = Opening(engine, device, threads, _pairs(engine_option), not no_self_test)
+        opening = Opening(engine, device, threads, _pairs(engine_option), not no_self_test, strict)
         return command(opening=opening, **others)
 
     wrapped: Any = with_opening
     for option in (
+        click.option("--strict", is_flag=True, help="Refuse an engine that runs single nodes on another device."),
         click.option("--no-self-test", is_flag=True, help="Do not replay the golden inputs on load."),
         click.option(
             "--engine-option",
@@ -80,7 +84,7 @@ def engine_options(command: _F) -> _F:
             "--device",
             default="auto",
             show_default=True,
-            help="auto, cpu, cuda, gpu, npu, edgetpu or delegate:PATH: what the engine knows.",
+            help="auto, cpu, cuda, tensorrt, gpu, npu, edgetpu or delegate:PATH: what the engine knows.",
         ),
         click.option("--engine", help="Engine to run on.  [default: the first that runs the file]"),
     ):

@@ -12,7 +12,16 @@ from edgepose.errors import BundleError, EdgePoseError, EngineUnavailable
 if TYPE_CHECKING:
     from edgepose.model import LoadedModel
 
-__all__ = ["load_variants"]
+__all__ = ["load_variants", "remark_strays"]
+
+
+def remark_strays(name: str, model: LoadedModel) -> None:
+    """Say so where an engine runs single nodes on another device than asked."""
+    from edgepose.runtimes.load import strays
+
+    where = ", ".join(f"{count} on {place}" for place, count in strays(model.engine).items())
+    if where:
+        remark(f"{name}: not all nodes run on {model.engine.device}: {where} (--strict refuses this)")
 
 
 def load_variants(
@@ -42,7 +51,13 @@ def load_variants(
     for name, file in model_files(path, variants).items():
         try:
             models[name] = load_model(
-                file, how.engine, how.device, threads=how.threads, self_test=how.self_test, options=how.options
+                file,
+                how.engine,
+                how.device,
+                threads=how.threads,
+                self_test=how.self_test,
+                options=how.options,
+                strict=how.strict,
             )
         except EngineUnavailable as error:
             failed[name] = error
@@ -50,7 +65,9 @@ def load_variants(
             try:
                 if not measure_anyway:
                     raise
-                models[name] = load_model_file(file, how.engine, how.device, threads=how.threads, options=how.options)
+                models[name] = load_model_file(
+                    file, how.engine, how.device, threads=how.threads, options=how.options, strict=how.strict
+                )
                 remark(f"warning: {name}: {error}; measured all the same")
             except EdgePoseError:
                 failed[name] = error
@@ -58,6 +75,8 @@ def load_variants(
     for name in [name for name, spec in specs.items() if spec != next(iter(specs.values()))]:
         models.pop(name).close()
         failed[name] = BundleError(f"{name}: is of another model than {next(iter(specs))}")
+    for name, model in models.items():
+        remark_strays(name, model)
     if not models:
         raise EdgePoseError("; ".join(dict.fromkeys(map(str, failed.values()))))
     return models, failed

@@ -96,9 +96,6 @@ def bench(
     megabytes = {name: model_bytes(files[name]) / 1e6 for name in estimators}
     here = machine()
     _print(path, rows, failed, megabytes, memory)
-    for name, where in placement.items():
-        if len(where) > 1:
-            remark(f"{name}: its nodes run in several places: {', '.join(f'{n} on {p}' for p, n in where.items())}")
     how = f"{iterations} interleaved rounds, batch {batch}, {opening.threads or 'automatic'} threads"
     versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
     out.print(f"{how}; {here['cpu']}, {here['cores']} cores; {versions}", style="dim")

@@ -29,13 +29,15 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
-@click.option("--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite.")
+@click.option(
+    "--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite, tensorrt."
+)
 @click.option(
     "--precision",
     default="fp32,int8",
     show_default=True,
-    help="By commas: fp32, int8; fp16 for openvino and tflite; int8-16x8 for tflite; or auto: the fastest here "
-    "within --max-drop.",
+    help="By commas: fp32 (not for tensorrt), fp16, int8; int8-16x8 for tflite; or auto: the fastest here within "
+    "--max-drop.",
 )
 @click.option(
     "--target",
@@ -236,9 +238,11 @@ def _budget(max_drop: float | None, metric: str, data: Path | None, otherwise: f
 _PACKAGES = {
     "onnx": ("onnx", "onnxscript"),
     "openvino": ("openvino",),
+    "tensorrt": ("onnx", "onnxscript"),
     "tflite": ("litert_torch", "ai_edge_quantizer"),
     "onnx-int8": ("nncf",),
     "openvino-int8": ("nncf",),
+    "tensorrt-int8": ("nncf",),
 }
 """What making a format or variant imports, beside torch and the ONNX that is always there to compare with."""
 

@@ -12,6 +12,7 @@ import click
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
 from edgepose.cli._options import PATH, Opening, engine_options
 from edgepose.cli._outputs import Outputs
+from edgepose.cli._variants import remark_strays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,16 +120,18 @@ def command(
         threads=opening.threads,
         self_test=opening.self_test,
         options=opening.options,
+        strict=opening.strict,
     )
     lifter = None
     if lift:
-        lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=opening.self_test)
+        lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=opening.self_test, strict=opening.strict)
         skeleton_map(estimator.spec.skeleton, lifter.spec.skeleton)
     finder = (
         load_detector(detector, detector_layout, device=detector_device, threads=opening.threads) if detector else None
     )
     for model in filter(None, (estimator, lifter)):
         remark(f"{model.spec.name} {model.variant} on {model.engine.name} {model.engine.device}")
+        remark_strays(model.variant, model)
     if finder:
         remark(f"{detector} as {finder.layout.name} on {finder.engine.name} {finder.engine.device}")
     run_source(

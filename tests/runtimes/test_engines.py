@@ -102,7 +102,9 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(starter_bundle, mo
     )
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"])
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers, enable_fallback: real(path, options, ["CPUExecutionProvider"]),
     )
     with pytest.raises(EngineUnavailable, match="CUDAExecutionProvider did not start and onnxruntime offers CPU"):
         OnnxRuntimeEngine(starter_bundle / "onnx-fp32.onnx", "cuda")
@@ -132,7 +134,7 @@ def test_a_broken_engine_of_a_third_party_is_logged_and_left_out(monkeypatch, br
     logged = []
     monkeypatch.setattr(registry._log, "warning", lambda text, *values: logged.append(text % values))
     monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint(broken)])
-    assert list(engines()) == ["onnxruntime", "openvino", "tflite"]
+    assert list(engines()) == ["onnxruntime", "openvino", "tflite", "tensorrt"]
     assert len(logged) == 1
     assert logged[0].startswith("engine theirs of another package")
 
@@ -148,7 +150,7 @@ def test_third_parties_add_engines_but_do_not_replace_ours(monkeypatch):
 
 
 def test_options_are_for_engines_that_have_them(starter_bundle, monkeypatch):
-    with pytest.raises(EngineUnavailable, match="onnxruntime has no option 'mode': it has none"):
+    with pytest.raises(EngineUnavailable, match="onnxruntime has no option 'mode': it has fp16, int8"):
         open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, {"mode": "throughput"})
     row = EngineRow("sum", (".onnx",), "builtins:dict", ("cpu",), "pip install sum", options={"mode": ("fast",)})
     monkeypatch.setattr(registry, "_BUILT_IN", (row,))
