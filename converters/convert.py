@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from edgepose.converters import records
 from edgepose.converters.budget import Budget, Judge, meet_budget, rank_blocks
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.contract import deployed
-from edgepose.converters.onnx import export_onnx
 from edgepose.converters.recipes import Recipe, default_recipe
 from edgepose.converters.rewrite import rewrite
 from edgepose.converters.samples import GOLDEN, Samples
@@ -31,7 +29,6 @@ from edgepose.model import LoadedModel
 from edgepose.models.registry import ModelRow
 from edgepose.runtimes.latency import measure_latency
 from edgepose.runtimes.load import load_model_file, model_bytes
-from edgepose.types import ModelSpec
 
 __all__ = ["Conversion", "ConversionRow", "Progress", "convert"]
 
@@ -150,19 +147,12 @@ class _Sources:
         row, spec = get_variant(name), self.checkpoint.row.spec
         path = self.folder / f"source{row.suffixes[0]}"
         if not path.exists():
-            form = "ONNX" if name == BASELINE else row.engine
+            assert row.export is not None
             with self.clock.time(name):
-                self.progress(f"rewrite and export to {form}", 0, 0)
+                self.progress(f"rewrite and export to {parse_variant(name)[0]}", 0, 0)
                 origin = records.origin(self.checkpoint, row, Recipe("none"))
-                export = export_onnx if name == BASELINE else _export_tflite
-                export(rewrite(self.checkpoint.model), spec, path, origin)
+                row.export(rewrite(self.checkpoint.model), spec, path, origin)
         return path
-
-
-def _export_tflite(model: torch.nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any]) -> None:
-    from edgepose.converters.tflite import export_tflite
-
-    export_tflite(model, spec, path, origin)
 
 
 @dataclass

@@ -12,13 +12,12 @@ from edgepose.calibration.report.write import evidence, render
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.recipes import Recipe
 from edgepose.converters.samples import Samples
-from edgepose.converters.variants import VariantRow
+from edgepose.converters.variants import VARIANTS, VariantRow
 from edgepose.machine import RUNTIME_PACKAGES, machine, versions
 
 __all__ = ["origin", "provenance", "write_evidence"]
 
-_TOOLS = ("torch", "onnx", "onnxscript", "nncf", "openvino")
-_TFLITE_TOOLS = ("litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert")
+_TOOLS = tuple(tool for row in VARIANTS.values() for tool in row.tools)
 
 
 def write_evidence(writer: BundleWriter, found: Validation | LiftValidation, made: Mapping[str, Any]) -> None:
@@ -46,7 +45,7 @@ def provenance(
         },
         "torch_max_abs_error": torch_error,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(dict.fromkeys((*RUNTIME_PACKAGES, *_TOOLS, *_TFLITE_TOOLS))),
+        "versions": versions(dict.fromkeys((*RUNTIME_PACKAGES, *_TOOLS))),
     }
 
 
@@ -55,5 +54,5 @@ def origin(checkpoint: Checkpoint, row: VariantRow, recipe: Recipe) -> dict[str,
     return {
         "checkpoint": dict(checkpoint.source),
         "recipe": row.recipe(recipe),
-        "versions": versions(("edgepose", *(("torch", *_TFLITE_TOOLS) if row.engine == "tflite" else _TOOLS))),
+        "versions": versions(("edgepose", *row.tools)),
     }

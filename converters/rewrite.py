@@ -24,6 +24,7 @@ from edgepose.models.blocks import Encoder, EncoderLayer, MultiheadSelfAttention
 
 __all__ = [
     "REWRITES",
+    "FusedAttention",
     "FusedEncoder",
     "fold_batchnorm",
     "fuse_attention",
@@ -148,7 +149,7 @@ def separate(table: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-class _FusedAttention(nn.Module):
+class FusedAttention(nn.Module):
     """Self-attention over tokens whose position is known: one product for Q, K and V, and a constant."""
 
     rows: Tensor
@@ -175,9 +176,12 @@ class _FusedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, T, d)."""
         q, k, v = (self._split(part) for part in (self.qkv(x) + self._constant()).chunk(3, dim=-1))
-        merged = self._merge(torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v)
-        projected: Tensor = self.out_proj(merged)
+        projected: Tensor = self.out_proj(self._merge(self.attend(q, k, v)))
         return projected
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Values by how well their keys fit; queries are scaled already. Exporters put their own in its place."""
+        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
 
     def _constant(self) -> Tensor:
         """(T, 3 d): position and bias."""
@@ -198,7 +202,7 @@ class _FusedLayer(nn.Module):
 
     def __init__(self, layer: EncoderLayer, position: Tensor) -> None:
         super().__init__()
-        self.self_attn = _FusedAttention(layer.self_attn, position)
+        self.self_attn = FusedAttention(layer.self_attn, position)
         self.linear1, self.linear2 = layer.linear1, layer.linear2
         self.norm1, self.norm2 = layer.norm1, layer.norm2
 

@@ -1,27 +1,32 @@
-"""How each variant of a bundle is made from an FP32 model, ONNX or TFLite: one row per format and precision."""
+"""How each variant of a bundle is made from an FP32 model that torch exports: one row per format and precision."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
+from torch import nn
 
 from edgepose.bundle import parse_variant
-from edgepose.converters.onnx import OPSET, load_onnx, save_onnx
+from edgepose.converters.onnx import OPSET, export_onnx, load_onnx, save_onnx
 from edgepose.converters.quantize import linear_layers, quantize
 from edgepose.converters.recipes import Recipe
 from edgepose.errors import ConversionError
 from edgepose.types import ModelSpec
 
-__all__ = ["CALIBRATED", "VARIANTS", "Job", "VariantRow", "get_variant"]
+__all__ = ["CALIBRATED", "ONNX_TOOLS", "VARIANTS", "Export", "Job", "VariantRow", "get_variant"]
 
 CALIBRATED = ("int8", "int8-16x8")
 """Precisions that need calibration."""
+
+ONNX_TOOLS = ("torch", "onnx", "onnxscript", "nncf", "openvino")
+
+Export = Callable[[nn.Module, ModelSpec, Path, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Job:
     """One variant to make.
 
     Attributes:
-        source: The FP32 model that it is made from: see ``VariantRow.source``.
+        source: The file of the FP32 model that it is made from: see ``VariantRow.source``.
         path: The file to write; a second one with its weights may come beside it.
         spec: Goes into the file.
         origin: Where the model comes from; goes into the file.
@@ -54,21 +59,25 @@ class VariantRow:
     Attributes:
         name: ``<format>-<precision>``.
         make: Writes it.
-        read: The float model that is quantized, out of its source.
         engine: Which engine's recipe it is quantized by.
         suffixes: Of its files; the first is the one to load.
         exporter: For the manifest: how it is made.
-        source: The FP32 variant that it is made from: ``onnx-fp32`` or ``tflite-fp32``, exported from torch.
+        tools: The packages whose versions decide what comes out.
+        source: The FP32 variant that it is made from, its own name included.
+        export: Of a source: writes it from a rewritten torch module, a specification and an origin.
+        read: The float model that is quantized, out of its source.
         layers: Names of the layers of what ``read`` gives that may stay in float.
     """
 
     name: str
     make: Callable[[Job], None]
-    read: Callable[[Path], Any]
     engine: str
     suffixes: tuple[str, ...]
     exporter: Mapping[str, Any]
+    tools: tuple[str, ...] = ONNX_TOOLS
     source: str = "onnx-fp32"
+    export: Export | None = None
+    read: Callable[[Path], Any] = load_onnx
     layers: Callable[[Any], list[str]] = linear_layers
 
     @property
@@ -89,6 +98,22 @@ class VariantRow:
 def _same(job: Job) -> None:
     """The source itself, which carries the same origin."""
     shutil.copyfile(job.source, job.path)
+
+
+def _export_onnx(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any]) -> None:
+    export_onnx(model, spec, path, origin)
+
+
+def _export_tflite(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any]) -> None:
+    from edgepose.converters.tflite import export_tflite
+
+    export_tflite(model, spec, path, origin)
+
+
+def _export_torch(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[str, Any]) -> None:
+    from edgepose.converters.torch_program import export_torch
+
+    export_torch(model, spec, path, origin)
 
 
 def _onnx_int8(job: Job) -> None:
@@ -164,35 +189,50 @@ def _tflite_layers(model: Any) -> list[str]:
     return tflite_layers(model)
 
 
-_TFLITE_FP32 = "tflite-fp32"
 _ONNX = {"exporter": "torch.onnx dynamo, rewritten", "opset": OPSET}
 _ONNX_FP16 = {**_ONNX, "converter": "float16 inside"}
 _OPENVINO = {**_ONNX, "converter": "openvino.Core.read_model"}
 _IR = (".xml", ".bin")
-_TFLITE = {"exporter": "litert-torch, rewritten"}
-
-
-def _tflite_row(precision: str, make: Callable[[Job], None]) -> VariantRow:
-    name = f"tflite-{precision}"
-    return VariantRow(name, make, _tflite_model, "tflite", (".tflite",), _TFLITE, _TFLITE_FP32, _tflite_layers)
-
+_TFLITE = VariantRow(
+    name="tflite-fp32",
+    make=_same,
+    engine="tflite",
+    suffixes=(".tflite",),
+    exporter={"exporter": "litert-torch, rewritten"},
+    tools=("torch", "litert-torch", "litert-converter", "ai-edge-quantizer", "ai-edge-litert"),
+    source="tflite-fp32",
+    export=_export_tflite,
+    read=_tflite_model,
+    layers=_tflite_layers,
+)
+_TORCH = VariantRow(
+    name="torch-fp32",
+    make=_same,
+    engine="torch",
+    suffixes=(".pt2",),
+    exporter={"exporter": "torch.export, rewritten"},
+    tools=("torch",),
+    source="torch-fp32",
+    export=_export_torch,
+)
 
 VARIANTS: Mapping[str, VariantRow] = MappingProxyType(
     {
         row.name: row
         for row in (
-            VariantRow("onnx-fp32", _same, load_onnx, "onnxruntime", (".onnx",), _ONNX),
-            VariantRow("onnx-int8", _onnx_int8, load_onnx, "onnxruntime", (".onnx",), _ONNX),
-            VariantRow("onnx-fp16", _onnx_fp16, load_onnx, "onnxruntime", (".onnx",), _ONNX_FP16),
-            VariantRow("tensorrt-fp16", _onnx_fp16, load_onnx, "tensorrt", (".onnx",), _ONNX_FP16),
-            VariantRow("tensorrt-int8", _tensorrt_int8, load_onnx, "tensorrt", (".onnx",), _ONNX_FP16),
-            VariantRow("openvino-fp32", _openvino_float(False), _openvino_model, "openvino", _IR, _OPENVINO),
-            VariantRow("openvino-fp16", _openvino_float(True), _openvino_model, "openvino", _IR, _OPENVINO),
-            VariantRow("openvino-int8", _openvino_int8, _openvino_model, "openvino", _IR, _OPENVINO),
-            _tflite_row("fp32", _same),
-            _tflite_row("fp16", _tflite_fp16),
-            _tflite_row("int8", _tflite_int8(8)),
-            _tflite_row("int8-16x8", _tflite_int8(16)),
+            VariantRow("onnx-fp32", _same, "onnxruntime", (".onnx",), _ONNX, export=_export_onnx),
+            VariantRow("onnx-int8", _onnx_int8, "onnxruntime", (".onnx",), _ONNX),
+            VariantRow("onnx-fp16", _onnx_fp16, "onnxruntime", (".onnx",), _ONNX_FP16),
+            VariantRow("tensorrt-fp16", _onnx_fp16, "tensorrt", (".onnx",), _ONNX_FP16),
+            VariantRow("tensorrt-int8", _tensorrt_int8, "tensorrt", (".onnx",), _ONNX_FP16),
+            VariantRow("openvino-fp32", _openvino_float(False), "openvino", _IR, _OPENVINO, read=_openvino_model),
+            VariantRow("openvino-fp16", _openvino_float(True), "openvino", _IR, _OPENVINO, read=_openvino_model),
+            VariantRow("openvino-int8", _openvino_int8, "openvino", _IR, _OPENVINO, read=_openvino_model),
+            _TFLITE,
+            replace(_TFLITE, name="tflite-fp16", make=_tflite_fp16, export=None),
+            replace(_TFLITE, name="tflite-int8", make=_tflite_int8(8), export=None),
+            replace(_TFLITE, name="tflite-int8-16x8", make=_tflite_int8(16), export=None),
+            _TORCH,
         )
     }
 )

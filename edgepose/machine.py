@@ -34,6 +34,7 @@ RUNTIME_PACKAGES = (
     "openvino",
     "ai-edge-litert",
     "tflite-runtime",
+    "torch",
     "numpy",
     "opencv-python-headless",
     "opencv-python",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgepose.errors import EngineError
 from edgepose.types import TensorSpec
 
-__all__ = ["Arrays", "check_free", "joined", "ordered"]
+__all__ = ["Arrays", "check_free", "joined", "ordered", "split"]
 
 Arrays = Sequence[NDArray[Any]]
 """One array per tensor, in the model's order."""
@@ -44,6 +44,15 @@ def ordered(inputs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> 
             shape = str((count, *spec.shape[1:]))
             raise ValueError(f"{spec.name}: expected {spec.dtype} {shape}, got {array.dtype} {array.shape}")
     return arrays
+
+
+def split(arrays: Arrays, sizes: Sequence[int]) -> Iterator[tuple[int, Arrays]]:
+    """Cut a batch into the sizes, largest first: 13 with powers of two is 8, 4 and 1."""
+    start = 0
+    for size in sizes:
+        while len(arrays[0]) - start >= size:
+            yield size, [array[start : start + size] for array in arrays]
+            start += size
 
 
 def joined(outputs: Sequence[TensorSpec], parts: Sequence[Arrays]) -> dict[str, NDArray[Any]]:

@@ -35,6 +35,7 @@ __all__ = [
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
+_ROUNDING = 0.01
 FASTEST = "fastest"
 """In place of a variant's name: the one that is."""
 
@@ -57,8 +58,9 @@ def load(
         engine: Engine name; by default the first that runs the file.
         device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``, ``edgetpu`` and so on.
         variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
-            engine and the device run, and whose engine is installed. ``fastest`` times them all, once: the answer is
-            kept in the user's cache. A file is its own.
+            engine and the device run, and whose engine is installed; of two with one precision torch's on CUDA, and
+            elsewhere the other. ``fastest`` times them all, once: the answer is kept in the user's cache. A file is its
+            own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
@@ -296,14 +298,15 @@ def fits(spec: ModelSpec, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorS
 def self_test(model: LoadedModel, bundle: Bundle, row: Variant) -> None:
     """Replay the golden inputs and compare with the FP32 answers.
 
-    The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding.
+    The error may exceed the one measured at conversion by half, plus one percent for other kernels' rounding; an engine
+    that was asked to compute in fewer bits says in ``rounding`` how much that is.
 
     Raises:
         EngineError: The answers are off.
     """
     golden = bundle.golden()
     error = golden.error_of(model.infer(golden.inputs))
-    limit = 1.5 * row.golden_error + 0.01
+    limit = 1.5 * row.golden_error + float(getattr(model.engine, "rounding", _ROUNDING))
     if not error <= limit:
         raise EngineError(
             f"{bundle.path / row.file}: self-test failed on {model.engine.name} {model.engine.device}: "

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.files import cache_folder
-from edgepose.runtimes.batches import Arrays, check_free, joined, ordered
+from edgepose.runtimes.batches import Arrays, check_free, joined, ordered, split
 from edgepose.types import TensorSpec
 
 __all__ = ["MODES", "OpenVinoEngine", "Pending", "import_openvino", "usage_statistics_blocked"]
@@ -123,7 +123,7 @@ class OpenVinoEngine:
             return self.result(self.run_async(feeds))
         try:
             arrays = ordered(self.inputs, feeds)
-            return joined(self.outputs, [self._for(size).run(part) for size, part in _split(arrays, self._sizes)])
+            return joined(self.outputs, [self._for(size).run(part) for size, part in split(arrays, self._sizes)])
         except Exception as error:  # see _read
             raise self._failed(error) from None
 
@@ -138,7 +138,7 @@ class OpenVinoEngine:
         """
         try:
             arrays = ordered(self.inputs, feeds)
-            return Pending([self._for(size).start(part) for size, part in _split(arrays, self._sizes)])
+            return Pending([self._for(size).start(part) for size, part in split(arrays, self._sizes)])
         except Exception as error:  # see _read
             raise self._failed(error) from None
 
@@ -346,15 +346,6 @@ def _with_batch(model: Any, size: int) -> Any:
     shapes = [spec.shape[1:] for spec in _tensors(model.inputs)]
     fixed.reshape({index: [size, *shape] for index, shape in enumerate(shapes)})
     return fixed
-
-
-def _split(arrays: Arrays, sizes: Sequence[int]) -> Iterator[tuple[int, Arrays]]:
-    """Cut a batch into the sizes, largest first: 13 with powers of two is 8, 4 and 1."""
-    start = 0
-    for size in sizes:
-        while len(arrays[0]) - start >= size:
-            yield size, [array[start : start + size] for array in arrays]
-            start += size
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -61,10 +61,16 @@ def _by_arithmetic(variant: Variant, situation: Situation) -> int:
     return int(variant.name == _SLOW_ON_CPU and situation.precisions is _CPU)
 
 
+def _by_torch(variant: Variant, situation: Situation) -> int:
+    """Of two with one precision torch's on CUDA, and elsewhere the other."""
+    return int(variant.name.startswith("torch-") != (situation.device == "cuda"))
+
+
 _CRITERIA = (
     _Criterion(_by_format, lambda s: "it is made for its engine"),
     _Criterion(_by_arithmetic, lambda s: "onnxruntime has no float16 arithmetic on CPUs"),
     _Criterion(_by_precision, lambda s: f"--device {s.device} takes {', then '.join(s.precisions)}"),
+    _Criterion(_by_torch, lambda s: "of one precision torch comes first on CUDA, and last elsewhere"),
 )
 
 

@@ -127,6 +127,20 @@ _BUILT_IN = (
         libraries=("tensorrt",),
         formats=("tensorrt", "onnx"),
     ),
+    EngineRow(
+        name="torch",
+        suffixes=(".pt2",),
+        target="edgepose.runtimes.torch:TorchEngine",
+        devices=("cpu", "cuda"),
+        install="pip install 'edgepose[torch]'",
+        options={
+            "precision": ("fp32", "tf32", "fp16", "bf16"),
+            "compile": ("off", "on"),
+            "channels_last": ("off", "on"),
+            "cuda_graphs": ("off", "on"),
+        },
+        libraries=("torch",),
+    ),
 )
 
 

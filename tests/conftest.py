@@ -112,6 +112,21 @@ def starter_tflite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def starter_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with torch-fp32 of the starter model. Do not change it: copy it."""
+    from edgepose.assets import STARTER_MODEL, STARTER_WEIGHTS
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.converters.rewrite import rewrite
+    from edgepose.converters.torch_program import export_torch
+    from edgepose.models.registry import get_model
+
+    path, row = tmp_path_factory.mktemp("torch"), get_model(STARTER_MODEL)
+    model = rewrite(load_checkpoint(STARTER_WEIGHTS, row).model)
+    export_torch(model, row.spec, path / "torch-fp32.pt2", {"made": "here"})
+    return path
+
+
+@pytest.fixture(scope="session")
 def mocap_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3D poses of people who stand about and move arms and legs: eight sequences of 20. Do not change it."""
     from edgepose.skeletons import get_skeleton

@@ -18,6 +18,7 @@ from edgepose import BundleError, ConversionError, DatasetError, GateError
 from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
 from edgepose.bundle import Bundle
 from edgepose.converters import convert as module
+from edgepose.converters import variants
 from edgepose.converters.budget import Budget, rank_blocks
 from edgepose.converters.checkpoint import build_random, load_checkpoint
 from edgepose.converters.convert import convert
@@ -90,14 +91,14 @@ def test_force_does_not_touch_what_is_no_bundle(checkpoint, tmp_path):
 def quick_export(starter_bundle, monkeypatch):
     """Copy the starter's FP32 file instead of exporting it again, where the export is not what is tested."""
     monkeypatch.setattr(
-        module, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / "onnx-fp32.onnx", path)
+        variants, "export_onnx", lambda model, spec, path, origin: shutil.copy(starter_bundle / "onnx-fp32.onnx", path)
     )
 
 
 @pytest.mark.parametrize(
     ("when", "what"),
     [
-        ("convert.export_onnx", KeyboardInterrupt),
+        ("variants.export_onnx", KeyboardInterrupt),
         ("variants.quantize", KeyboardInterrupt),
         ("tasks.compare_on_crops", RuntimeError),
     ],
@@ -117,7 +118,7 @@ def test_nothing_is_left_of_a_conversion_that_stops_in_the_middle(
 def test_an_interrupted_replacement_keeps_the_old_bundle(starter_bundle, checkpoint, tmp_path, monkeypatch):
     target = tmp_path / "bundle"
     shutil.copytree(starter_bundle, target)
-    monkeypatch.setattr(module, "export_onnx", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(variants, "export_onnx", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, target, ["onnx-fp32"], force=True)
     assert len(Bundle.open(target).variants) == 2
@@ -126,7 +127,7 @@ def test_an_interrupted_replacement_keeps_the_old_bundle(starter_bundle, checkpo
 
 def test_a_wrong_export_is_not_shipped(checkpoint, tmp_path, monkeypatch):
     """A planted fault: the exporter writes a model with one weight changed."""
-    export = module.export_onnx
+    export = variants.export_onnx
 
     def broken(model, spec, path, origin):
         export(model, spec, path, origin)
@@ -135,7 +136,7 @@ def test_a_wrong_export_is_not_shipped(checkpoint, tmp_path, monkeypatch):
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.1, tensor.name))
         onnx.save(proto, path)
 
-    monkeypatch.setattr(module, "export_onnx", broken)
+    monkeypatch.setattr(variants, "export_onnx", broken)
     with pytest.raises(ConversionError, match=r"the exported ONNX model is \d+\.\d+% off the torch model"):
         convert(checkpoint, tmp_path / "bundle", ["onnx-fp32"])
     assert list(tmp_path.iterdir()) == []

@@ -142,7 +142,7 @@ def test_the_same_bytes_from_another_process_without_paths_or_class_names(bundle
         content = (other / name).read_bytes()
         assert content == (bundle.path / name).read_bytes()
         assert b"elsewhere" not in content
-        assert b"_FusedAttention" not in content
+        assert b"FusedAttention" not in content
         assert b"site-packages" not in content
 
 

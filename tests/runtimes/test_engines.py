@@ -19,6 +19,7 @@ MODELS = {
     ".onnx": ("starter_bundle", "onnx-fp32"),
     ".xml": ("starter_openvino", "openvino-fp32"),
     ".tflite": ("starter_tflite", "tflite-fp32"),
+    ".pt2": ("starter_torch", "torch-fp32"),
 }
 
 
@@ -134,7 +135,7 @@ def test_a_broken_engine_of_a_third_party_is_logged_and_left_out(monkeypatch, br
     logged = []
     monkeypatch.setattr(registry._log, "warning", lambda text, *values: logged.append(text % values))
     monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint(broken)])
-    assert list(engines()) == ["onnxruntime", "openvino", "tflite", "tensorrt"]
+    assert list(engines()) == ["onnxruntime", "openvino", "tflite", "tensorrt", "torch"]
     assert len(logged) == 1
     assert logged[0].startswith("engine theirs of another package")
 

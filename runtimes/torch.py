@@ -1,0 +1,411 @@
+"""PyTorch on CPUs and NVIDIA GPUs, from a ``.pt2`` file, without the code of the model.
+
+torch is imported here at once: the registry imports this module when the engine is first used, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from edgepose.errors import EngineError, EngineUnavailable
+from edgepose.runtimes.batches import Arrays, check_free, joined, ordered, split
+from edgepose.runtimes.pt2_file import Dtype, Node, Program, Ref, read_pt2
+from edgepose.types import TensorSpec
+
+__all__ = ["PRECISIONS", "TorchEngine"]
+
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What products are computed in."""
+
+_SIZES = (32, 16, 8, 4, 2, 1)
+_WARM_UP = 3
+_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int64": "i64", "bool": "bool"}
+_PIXELS = 4  # axes of a batch of pictures
+
+
+class TorchEngine:
+    """A torch.export program, run by torch's own kernels.
+
+    Never falls back: CUDA that was asked for and does not come up is an error. FP32 is FP32: TF32, torch's own default
+    for convolutions, is off unless it is asked for. What torch keeps for the whole process (threads, TF32) is set for
+    each run and put back after it.
+
+    Compiled models and CUDA graphs are of one batch size: for 1 they are made when the model is loaded, for other
+    powers of two up to 32 when they are first needed, and a batch of 13 runs as 8 + 4 + 1. Otherwise a batch runs as it
+    is.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        path: Path,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        precision: str = "fp32",
+        compile: str = "off",  # noqa: A002 - torch's own name of it
+        channels_last: str | None = None,
+        cuda_graphs: str = "off",
+    ) -> None:
+        """Load a model file.
+
+        Args:
+            path: The ``.pt2`` file.
+            device: ``auto`` (CUDA where torch finds a device), ``cpu`` or ``cuda`` (the first device).
+            threads: Threads of one inference on the CPU, or None for torch's choice (one per core).
+            precision: ``fp32``; ``tf32`` (CUDA: products of 10 bits, sums in FP32); ``fp16`` or ``bf16``, weights too.
+            compile: ``on`` compiles the model by ``torch.compile`` on this machine: it takes a compiler, and a minute.
+            channels_last: ``on`` keeps pictures and the weights of convolutions as (N, H, W, C) in memory, ``off`` as
+                (N, C, H, W). By default on; off on CUDA in FP32 and TF32, where convolutions are made for the other.
+            cuda_graphs: ``on`` records the model's kernels once for each batch size and replays them.
+
+        Raises:
+            EngineUnavailable: This machine has no such device, or the device or torch no such option.
+            BundleError: The file is damaged, or holds what is not loaded.
+            EngineError: torch cannot load the model.
+        """
+        self.device = _device(device)
+        _check(self.device, precision, cuda_graphs)
+        program = read_pt2(path)
+        check_free(program.inputs, path)
+        self._path = path
+        self._settings = _Settings(threads, tf32=precision == "tf32")
+        self._lock = Lock()
+        self.metadata: Mapping[str, str] = program.metadata
+        self.inputs, self.outputs = program.inputs, program.outputs
+        self.rounding = 0.04 if precision == "bf16" else 0.01  # for the self-test: eight bits of mantissa are few
+        fixed = compile == "on" or cuda_graphs == "on"
+        batch = self.inputs[0].shape[0]
+        self._sizes: tuple[int, ...] = (batch,) if batch else _SIZES if fixed else ()
+        dtype = PRECISIONS[precision]
+        if channels_last is None:
+            channels_last = "off" if self.device == "cuda" and dtype == torch.float32 else "on"
+        try:
+            self._module: fx.GraphModule | None = _built(program, dtype, channels_last == "on")
+            self._module.to(self.device)
+        except Exception as error:  # torch's errors have no common base but Exception
+            raise EngineError(f"{path}: torch cannot load it for {self.device} ({_reason(error)})") from None
+        self._call: Callable[..., tuple[Tensor, ...]] = self._module
+        if compile == "on":
+            self._call = torch.compile(self._module, dynamic=False, fullgraph=True)
+        self._graphs: dict[int, _CudaGraph] | None = {} if cuda_graphs == "on" else None
+        self._pinned: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        if fixed:
+            self._prepare(compile == "on")
+
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """The CPU, and the first CUDA device where torch finds one."""
+        cuda = {"cuda": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
+        return {"cpu": f"torch {torch.__version__}", **cuda}
+
+    def _prepare(self, compiled: bool) -> None:
+        """Compile or record for the smallest batch, so that what cannot be done is known at once."""
+        try:
+            self._run([_zeros(spec, self._sizes[-1]) for spec in self.inputs])
+        except Exception as error:  # as above
+            what = "torch.compile" if compiled else "recording a CUDA graph"
+            advice = "it needs a C++ compiler, on CUDA Triton: install them, or leave compile=on out"
+            raise EngineUnavailable(
+                f"{what} does not work here ({_reason(error)}): {advice if compiled else 'leave cuda_graphs=on out'}"
+            ) from None
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run one batch; see :class:`edgepose.types.Engine`."""
+        try:
+            arrays = ordered(self.inputs, feeds)
+            if not len(arrays[0]):
+                return joined(self.outputs, [])
+            parts = [part for _, part in split(arrays, self._sizes)] if self._sizes else [arrays]
+            return joined(self.outputs, [self._run(part) for part in parts])
+        except Exception as error:  # as above
+            raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        with self._lock, self._settings.applied(), torch.inference_mode():
+            if self._module is None:
+                raise ValueError("the engine is closed")
+            if self._graphs is not None:
+                return self._graph(len(arrays[0])).run(arrays)
+            answers = self._call(*(self._uploaded(index, array) for index, array in enumerate(arrays)))
+            return [answer.contiguous().cpu().numpy() for answer in answers]
+
+    def _uploaded(self, index: int, array: NDArray[Any]) -> Tensor:
+        """An input on the device; on its way to a GPU it goes through memory that the GPU reads by itself."""
+        tensor = _tensor(array)
+        if self.device == "cpu":
+            return tensor
+        key = index, array.shape
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty_like(tensor, pin_memory=True)
+        return self._pinned[key].copy_(tensor).to(self.device, non_blocking=True)
+
+    def _graph(self, size: int) -> _CudaGraph:
+        """The recorded kernels for one batch size, recorded on first use."""
+        assert self._graphs is not None
+        if size not in self._graphs:
+            self._graphs[size] = _CudaGraph(self._call, [_tensor(_zeros(spec, size)) for spec in self.inputs])
+        return self._graphs[size]
+
+    def placement(self) -> dict[str, int]:
+        """Operators per device and data type of what they give, for instance ``{"CPU f32": 118, "CPU u8": 1}``.
+
+        They are counted in a run of one zero input, before anything is compiled.
+        """
+        try:
+            if self._module is None:
+                raise ValueError("the engine is closed")
+            tracer = _Tracer(self._module)
+            with self._lock, self._settings.applied(), torch.inference_mode():
+                tracer.run(*(_tensor(_zeros(spec, spec.shape[0] or 1)).to(self.device) for spec in self.inputs))
+        except Exception as error:  # as above
+            raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
+        return dict(sorted(tracer.seen.items()))
+
+    def close(self) -> None:
+        """Free the device."""
+        with self._lock:
+            self._module = None
+            self._call = _closed
+            self._graphs = None if self._graphs is None else {}
+            self._pinned = {}
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Settings:
+    """What torch keeps for the whole process, as one engine needs it."""
+
+    def __init__(self, threads: int | None, *, tf32: bool) -> None:
+        self._threads = threads
+        self._tf32 = tf32
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Set them, and put back what was."""
+        threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        convolutions = torch.backends.cudnn.allow_tf32
+        try:
+            if self._threads is not None:
+                torch.set_num_threads(self._threads)
+            torch.set_float32_matmul_precision("high" if self._tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = self._tf32
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = convolutions
+            torch.set_float32_matmul_precision(products)
+            if self._threads is not None:
+                torch.set_num_threads(threads)
+
+
+class _CudaGraph:
+    """The kernels of one batch size, recorded once: a run copies pixels in, replays, and copies answers out."""
+
+    def __init__(self, call: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> None:
+        self._pinned = [torch.empty_like(example, pin_memory=True) for example in examples]
+        self._inputs = [example.to("cuda") for example in examples]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose their kernels and memory before, on another stream
+            for _ in range(_WARM_UP):
+                call(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = [answer.contiguous() for answer in call(*self._inputs)]
+        self._answers = [torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True) for answer in self._outputs]
+
+    def run(self, arrays: Arrays) -> Arrays:
+        """Answers that no later run overwrites."""
+        for array, pinned, device in zip(arrays, self._pinned, self._inputs, strict=True):
+            device.copy_(pinned.copy_(_tensor(array)), non_blocking=True)
+        self._graph.replay()
+        for answer, device in zip(self._answers, self._outputs, strict=True):
+            answer.copy_(device, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return [answer.numpy().copy() for answer in self._answers]
+
+
+class _Tracer(fx.Interpreter):
+    """Runs a model and counts where its operators ran, and what they gave."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: Counter[str] = Counter()
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operator."""
+        answer = super().call_function(target, args, kwargs)
+        first = answer[0] if isinstance(answer, (list, tuple)) else answer
+        if isinstance(first, Tensor) and target is not operator.getitem:
+            name = str(first.dtype).removeprefix("torch.")
+            self.seen[f"{first.device.type.upper()} {_SHORT.get(name, name)}"] += 1
+        return answer
+
+
+def _built(program: Program, dtype: torch.dtype, channels_last: bool) -> fx.GraphModule:
+    """A program as a module that takes the inputs and gives a tuple of float32 answers.
+
+    What depends on weights alone is computed here, in float32; then float weights become ``dtype``. The names of the
+    file are not used: fx writes a module's code from the names in its graph.
+    """
+    return _Builder(dtype, channels_last).build(program)
+
+
+class _Builder:
+    def __init__(self, dtype: torch.dtype, channels_last: bool) -> None:
+        self._dtype = dtype
+        self._channels_last = channels_last
+        self._graph = fx.Graph()
+        self._root = nn.Module()
+        self._values: dict[str, Any] = {}
+        self._constants: dict[int, fx.Node] = {}
+        self._alive: list[Tensor] = []
+
+    def build(self, program: Program) -> fx.GraphModule:
+        for number, spec in enumerate(program.inputs):
+            self._values[spec.name] = self._input(self._graph.placeholder(f"input_{number}"), spec)
+        self._values |= {name: torch.from_numpy(array) for name, array in program.weights.items()}
+        with torch.no_grad():
+            for node in program.nodes:
+                self._add(node)
+            self._graph.output(tuple(self._answer(self._values[spec.name]) for spec in program.outputs))
+        self._graph.eliminate_dead_code()
+        return fx.GraphModule(self._root, self._graph)
+
+    def _input(self, node: fx.Node, spec: TensorSpec) -> Any:
+        """An input as the model computes with it.
+
+        Crops come as (N, H, W, C). Without ``channels_last`` their bytes are put in the order of (N, C, H, W) first.
+        """
+        if len(spec.shape) == _PIXELS and not self._channels_last:
+            planes = self._call("permute.default", node, [0, 3, 1, 2])
+            packed = self._call("clone.default", planes, memory_format=torch.contiguous_format)
+            return self._call("permute.default", packed, [0, 2, 3, 1])
+        return self._call("to.dtype", node, self._dtype) if spec.dtype == "float32" else node
+
+    def _answer(self, value: Any) -> Any:
+        node = self._resolved(value)
+        return node if self._dtype == torch.float32 else self._call("to.dtype", node, torch.float32)
+
+    def _add(self, node: Node) -> None:
+        args = [self._looked_up(value) for value in node.args]
+        kwargs = {name: self._looked_up(value) for name, value in node.kwargs.items()}
+        if _any_node([*args, *kwargs.values()]):
+            named = {name: self._resolved(value) for name, value in kwargs.items()}
+            made = self._call(node.operator, *self._resolved(args), **named)
+            answers = [self._graph.call_function(operator.getitem, (made, i)) for i in range(len(node.outputs))]
+            answers = answers if node.several else [made]
+        else:
+            folded = _operator(node.operator)(*args, **kwargs)
+            answers = list(folded) if node.several else [folded]
+        self._values |= dict(zip(node.outputs, answers, strict=True))
+
+    def _looked_up(self, value: Any) -> Any:
+        """An argument with what its names stand for: nodes, tensors, sizes."""
+        if isinstance(value, list):
+            return [self._looked_up(one) for one in value]
+        if isinstance(value, Ref):
+            return self._values[value.name]
+        return getattr(torch, value.name) if isinstance(value, Dtype) else value
+
+    def _resolved(self, value: Any) -> Any:
+        """An argument of a node in the graph: weights are stored with the module, FP32 is the model's precision."""
+        if isinstance(value, list):
+            return [self._resolved(one) for one in value]
+        if isinstance(value, Tensor):
+            return self._stored(value)
+        return self._dtype if value is torch.float32 else value
+
+    def _stored(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self._constants:
+            name = f"weight_{len(self._constants)}"
+            kept = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+            if self._channels_last and kept.ndim == _PIXELS:
+                kept = kept.contiguous(memory_format=torch.channels_last)
+            self._root.register_buffer(name, kept)
+            self._constants[id(tensor)] = self._graph.get_attr(name)
+            self._alive.append(tensor)  # or another would come to have its id
+        return self._constants[id(tensor)]
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> fx.Node:
+        return self._graph.call_function(_operator(name), args, kwargs)
+
+
+def _operator(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload)
+
+
+def _any_node(value: Any) -> bool:
+    return isinstance(value, fx.Node) or (isinstance(value, list) and any(map(_any_node, value)))
+
+
+def _device(device: str) -> str:
+    """The device to run on.
+
+    Raises:
+        EngineUnavailable: CUDA is asked for and not there.
+    """
+    if device == "cpu":
+        return device
+    with warnings.catch_warnings(record=True) as told:  # a driver that is too old is a warning
+        warnings.simplefilter("always")
+        found = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if found else "cpu"
+    if found:
+        return device
+    if torch.version.cuda is None:
+        raise EngineUnavailable(
+            f"torch {torch.__version__} is built without CUDA: install a CUDA wheel of torch (on Jetson the one for "
+            "your JetPack), or use --device cpu"
+        )
+    why = f" ({_reason(told[0].message)})" if told else ""
+    raise EngineUnavailable(
+        f"torch {torch.__version__} finds no CUDA device{why}: check the driver with nvidia-smi, or use --device cpu"
+    )
+
+
+def _check(device: str, precision: str, cuda_graphs: str) -> None:
+    """Whether a device has the options.
+
+    Raises:
+        EngineUnavailable: It has not.
+    """
+    if precision not in PRECISIONS:
+        raise EngineUnavailable(f"torch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    for option in ("precision=tf32",) * (precision == "tf32") + ("cuda_graphs=on",) * (cuda_graphs == "on"):
+        if device != "cuda":
+            raise EngineUnavailable(f"torch has {option} on CUDA alone, and this is {device}: leave it out")
+
+
+def _closed(*_inputs: Tensor) -> tuple[Tensor, ...]:
+    raise ValueError("the engine is closed")
+
+
+def _zeros(spec: TensorSpec, size: int) -> NDArray[Any]:
+    return np.zeros((size, *(side or 1 for side in spec.shape[1:])), spec.dtype)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """The same memory as a tensor; torch takes only what is contiguous and may be written to."""
+    return torch.from_numpy(np.require(array, None, ["C", "W"]))
+
+
+def _reason(error: BaseException | str) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]
