@@ -57,9 +57,8 @@ def command(bundle: Path | None, json_path: str | None) -> None:
 def _print(report: Report) -> None:
     out.print(f"edgepose {__version__}, Python {report.python}")
     _facts("this machine", [*_machine(report), *_heat(report.heat), *_cameras(report)])
-    print_table(
-        "engines", ("<engine", "<library", "<runs on", "<options"), [_engine_row(one) for one in report.engines]
-    )
+    print_table("engines", ("<engine", "<library", "<runs on"), [_engine_row(one) for one in report.engines])
+    _facts("engine options (--engine-option NAME=VALUE)", ((one.name, _options(one)) for one in report.engines))
     _facts("to get what is missing", _to_get(report))
     _facts("could not be found out", report.problems.items())
 
@@ -160,7 +159,7 @@ def _cameras(report: Report) -> Iterator[tuple[str, str]]:
     yield "camera software", ", ".join([f"OpenCV {report.opencv}{gstreamer}" if report.opencv else "", *libraries])
 
 
-def _engine_row(engine: Engine) -> tuple[str, str, str, str]:
+def _engine_row(engine: Engine) -> tuple[str, str, str]:
     devices = ", ".join(_device(*device) for device in engine.devices.items())
     state = {
         "ready": "; ".join(filter(None, (devices, *engine.remarks))) or "it does not tell",
@@ -168,8 +167,13 @@ def _engine_row(engine: Engine) -> tuple[str, str, str, str]:
         "not asked": engine.problem or "not imported: slow, and there is no GPU for it",
         "missing": "missing",
     }[engine.state]
-    options = "; ".join(f"{name}={', '.join(values) or '...'}" for name, values in engine.options.items())
-    return engine.name, engine.library, state, options
+    return engine.name, engine.library, state
+
+
+def _options(engine: Engine) -> str:
+    """By name with their values, of an engine that is here."""
+    known = {} if engine.state == "missing" else engine.options
+    return "; ".join(f"{name}={', '.join(values) or '...'}" for name, values in known.items())
 
 
 def _device(device: str, text: str) -> str:
