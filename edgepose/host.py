@@ -13,6 +13,8 @@ from pathlib import Path
 __all__ = ["Host", "RunTool", "run_tool"]
 
 _TOOL_S = 5.0
+_SYSTEM_TOOLS = "/usr/sbin:/sbin:/opt/vc/bin"
+"""Where nvpmodel and vcgencmd may be, which are not on every user's path."""
 
 RunTool = Callable[[Sequence[str]], str | None]
 """Given a command, what it printed; None where there is no such tool. Raises OSError where it fails."""
@@ -24,7 +26,7 @@ def run_tool(command: Sequence[str]) -> str | None:
     Raises:
         OSError: It fails, or takes longer.
     """
-    tool = shutil.which(command[0])
+    tool = shutil.which(command[0]) or shutil.which(command[0], path=_SYSTEM_TOOLS)
     if tool is None:
         return None
     try:

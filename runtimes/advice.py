@@ -1,15 +1,15 @@
-"""What to install on this very machine for an engine that is missing: rows of data, the first that fits counts."""
+"""What to install on this very machine for an engine or a device of one: rows of data, the first that fits counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from edgepose.host import Host
 from edgepose.runtimes.registry import EngineRow
 from edgepose.targets import Facts
 
-__all__ = ["how_to_install"]
+__all__ = ["how_to_install", "how_to_reach"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,31 @@ _ROWS = (
     _Row("torch", lambda w: w.jetson, "NVIDIA's torch wheel for JetPack {jetpack} and Python {python}"),
     _Row("torch", lambda w: not w.nvidia, "{install} (not needed to run a bundle)"),
 )
+
+
+_REACH = {
+    (
+        "openvino",
+        "gpu",
+    ): "Intel's compute runtime (Debian and Ubuntu: intel-opencl-icd), and this user in the group render",
+    ("openvino", "npu"): "Intel's NPU driver (linux-npu-driver), and this user in the group render",
+    ("tflite", "edgetpu"): "Coral's libedgetpu.so.1, and a file that went through its compiler",
+}
+"""Driver of a device that is here and that an engine does not offer."""
+_CUDA_BUILDS = ("onnxruntime", "torch")
+
+
+def how_to_reach(engine: EngineRow, offered: Collection[str], facts: Facts, host: Host) -> dict[str, str]:
+    """What is missing for an engine to use devices that are here: advice by device."""
+    found = {}
+    for device in dict.fromkeys(one.device for one in facts.accelerators):
+        if device not in engine.devices or device in offered:
+            continue
+        if device == "cuda" and engine.name in _CUDA_BUILDS:
+            found[device] = f"a build with CUDA: {how_to_install(engine, facts, host)}"
+        elif (engine.name, device) in _REACH:
+            found[device] = _REACH[engine.name, device]
+    return found
 
 
 def how_to_install(engine: EngineRow, facts: Facts, host: Host) -> str:

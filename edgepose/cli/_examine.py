@@ -48,9 +48,10 @@ print(json.dumps([cv2.__version__, cv2.videoio_registry.hasBackend(cv2.CAP_GSTRE
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine: see :class:`edgepose.runtimes.inventory.EngineHere`; its options, and how to get it or its device.
+    """An engine: see :class:`edgepose.runtimes.inventory.EngineHere`; its options, and how to install it.
 
-    ``devices`` are those whose hardware is here too; ``remarks`` say which it was built for beside them.
+    ``devices`` are those whose hardware is here too; ``remarks`` say which it was built for beside them, and ``reach``
+    what is missing for those whose hardware is here and which it does not offer.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Engine:
     problem: str
     install: str
     remarks: tuple[str, ...] = ()
+    reach: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _take_inventory(accelerators: tuple[Accelerator, ...]) -> dict[str, EngineHe
 
 
 def _engines(here: Mapping[str, EngineHere], facts: Facts | None, host: Host) -> tuple[Engine, ...]:
-    from edgepose.runtimes.advice import how_to_install
+    from edgepose.runtimes.advice import how_to_install, how_to_reach
     from edgepose.runtimes.registry import engines
 
     rows = engines()
@@ -168,6 +170,7 @@ def _engines(here: Mapping[str, EngineHere], facts: Facts | None, host: Host) ->
             remarks=tuple(
                 f"is built for {device}, and none is found" for device in one.devices if _no_hardware(device, facts)
             ),
+            reach=how_to_reach(rows[one.name], one.devices, facts, host) if facts and one.state == "ready" else {},
         )
         for one in here.values()
     )

@@ -77,7 +77,7 @@ def _machine(report: Report) -> Iterator[tuple[str, str]]:
     if report.cpu:
         yield "processor", _processor(report.cpu)
         yield "instructions", _instructions(report.cpu)
-    if report.memory:
+    if report.memory and report.memory.total:
         yield "memory", _memory(report.memory)
     for accelerator in report.accelerators:
         facts = ", ".join(f"{name} {value}" for name, value in accelerator.details.items())
@@ -91,12 +91,13 @@ def _machine(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
+_NAMES = {"l4t": "L4T", "jetpack": "JetPack"}
 _KINDS = {"virtual": "virtual machine", "pc": "PC"}
 
 
 def _board(board: Board) -> str:
     name = board.model or _KINDS.get(board.kind, "unknown")
-    details = [f"{key} {value}" for key, value in board.details.items()]
+    details = [f"{_NAMES.get(key, key)} {value}" for key, value in board.details.items()]
     kind = [_KINDS[board.kind]] if board.model and board.kind in _KINDS else []
     inside = [f"in a container ({board.container})"] if board.container else []
     return ", ".join([name, *kind, *details, *inside])
@@ -183,8 +184,10 @@ def _device(device: str, text: str) -> str:
 
 def _to_get(report: Report) -> Iterator[tuple[str, str]]:
     for engine in report.engines:
-        if engine.state == "missing":
-            yield engine.name, engine.install
+        if engine.state in ("missing", "broken"):
+            yield engine.name, f"{'again: ' if engine.state == 'broken' else ''}{engine.install}"
+        for device, advice in engine.reach.items():
+            yield f"{engine.name} {device}", advice
     for extra, modules in report.missing.items():
         where = ", on a computer, not on a board" if extra == "convert" else ""
         yield extra, f"pip install 'edgepose[{extra}]'{where} ({', '.join(modules)})"

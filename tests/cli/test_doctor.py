@@ -25,7 +25,7 @@ from edgepose.heat import Heat, Zone
 from edgepose.host import Host
 from edgepose.machine import Cpu
 from edgepose.runtimes import inventory
-from edgepose.runtimes.advice import how_to_install
+from edgepose.runtimes.advice import how_to_install, how_to_reach
 from edgepose.runtimes.preference import rank_variants, why_first
 from edgepose.runtimes.registry import engines
 from edgepose.targets import Facts
@@ -202,6 +202,19 @@ def test_what_is_missing_comes_with_what_to_do_on_this_machine(name, board, mach
     assert how_to_install(engines()[name], facts, host).startswith(advice)
 
 
+def test_a_device_that_no_engine_offers_comes_with_what_is_missing():
+    host = Host(Path("/nowhere"), lambda command: None, "x86_64", "glibc 2.36", (3, 11))
+    laptop = Facts(PC, VNNI, [Accelerator("gpu", "Intel GPU"), Accelerator("npu", "Intel NPU")])
+    missing = how_to_reach(engines()["openvino"], ["cpu", "gpu"], laptop, host)
+    assert missing == {"npu": "Intel's NPU driver (linux-npu-driver), and this user in the group render"}
+    server = Facts(PC, VNNI, [Accelerator("cuda", "NVIDIA L4")])
+    assert how_to_reach(engines()["onnxruntime"], ["cpu"], server, host) == {
+        "cuda": "a build with CUDA: pip install onnxruntime-gpu"
+    }
+    assert how_to_reach(engines()["onnxruntime"], ["cpu", "cuda"], server, host) == {}
+    assert how_to_reach(engines()["tflite"], ["cpu"], server, host) == {}
+
+
 def test_extras_are_those_of_the_package():
     text = (ROOT / "pyproject.toml").read_text()
     distributions = {"paho": "paho-mqtt", "litert_torch": "litert-torch"}
@@ -325,7 +338,7 @@ def test_it_fits_the_terminal(width, monkeypatch, bundle):
         assert len(line.rstrip()) <= width or "edgepose run" in line  # a command is one line, to be copied
     words = " ".join(done.output.split())
     for part in (
-        "jetpack 6.0",
+        "JetPack 6.0",
         "power mode 15W",
         "broken: crashes",
         "and 2 cooler",
