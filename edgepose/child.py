@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 
 __all__ = ["ask_python"]
 
@@ -19,15 +18,17 @@ _SIGNALS = {
 }
 
 
-def ask_python(arguments: Sequence[str]) -> tuple[str, str]:
-    """Run this Python; the last line that it printed, and what went wrong in one line, or nothing.
+def ask_python(code: str) -> tuple[str, str]:
+    """Run code in another Python; the last line that it printed, and what went wrong in one line, or nothing.
+
+    It looks for modules where this one does, and not in the present folder, which may hold anything.
 
     Raises:
         OSError: It cannot be run.
     """
     try:
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}\n{code}"],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             text=True,

@@ -1,7 +1,4 @@
-"""Which engines are here, and what they really offer: each is imported in a process of its own.
-
-``python -m edgepose.runtimes.inventory NAME`` is that process; it prints the engine's devices as JSON.
-"""
+"""Which engines are here, and what they really offer: each is imported in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from edgepose.child import ask_python
 from edgepose.machine import versions
 from edgepose.runtimes.registry import EngineRow, engines
 
-__all__ = ["EngineHere", "devices_of", "take_inventory"]
+__all__ = ["EngineHere", "devices_of", "take_inventory", "tell_devices"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def _look_at(row: EngineRow, *, ask: bool) -> EngineHere:
     if not ask:
         return EngineHere(row.name, "not asked", library)
     try:
-        answer, problem = ask_python(["-m", __name__, row.name])
+        answer, problem = ask_python(f"from {__name__} import tell_devices; tell_devices({row.name!r})")
     except OSError as error:
         return EngineHere(
             row.name, "not asked", library, problem=f"cannot be imported apart ({error.strerror or error})"
@@ -93,5 +90,6 @@ def devices_of(name: str) -> dict[str, str]:
     return {}
 
 
-if __name__ == "__main__":
-    sys.stdout.write(f"\n{json.dumps(devices_of(sys.argv[1]))}\n")
+def tell_devices(name: str) -> None:
+    """The other process's part: print them as JSON, on a line of their own."""
+    sys.stdout.write(f"\n{json.dumps(devices_of(name))}\n")

@@ -187,7 +187,7 @@ def _opencv() -> tuple[str, bool | None]:
     Raises:
         OSError: It cannot be imported.
     """
-    answer, problem = ask_python(["-c", _OPENCV])
+    answer, problem = ask_python(_OPENCV)
     if problem:
         raise OSError(problem)
     version, gstreamer = json.loads(answer)

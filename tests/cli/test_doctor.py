@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from edgepose.accelerators import Accelerator
 from edgepose.board import Board
 from edgepose.bundle import Bundle, Variant, create
+from edgepose.child import ask_python
 from edgepose.cli import doctor
 from edgepose.cli._advise import advise
 from edgepose.cli._examine import EXTRAS, Engine, Report, examine
@@ -131,10 +132,16 @@ def test_an_engine_that_breaks_on_import_is_a_row(body, problem, tmp_path, monke
     package = tmp_path / "onnxruntime"
     package.mkdir()
     (package / "__init__.py").write_text(f"import os, signal\n{body}\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.syspath_prepend(tmp_path)
     here = inventory._look_at(engines()["onnxruntime"], ask=True)
     assert here.state == "broken"
     assert problem in here.problem
+
+
+def test_modules_in_the_present_folder_are_not_run(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("print('from here'); raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert ask_python("import json; print(json.dumps('theirs'))") == ('"theirs"', "")
 
 
 def test_without_numpy_the_machine_is_described_all_the_same(edgepose, tmp_path, monkeypatch):
