@@ -19,6 +19,9 @@ _OPSET = 19
 _FLOAT32 = ("LayerNormalization",)
 """Computed in float32: sums of squares over a feature axis leave float16's range."""
 
+_FLOAT32_INPUTS = {"Resize": (1, 2)}
+"""Inputs that have to be float32, by operator: a region and scales."""
+
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -43,7 +46,7 @@ def half_precision(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.value_info[:]
     _cast_pictures_first(graph)
     kept = [node for node in graph.node if node.op_type in _FLOAT32]
-    _halve_initializers(graph, kept)
+    _halve_initializers(graph)
     for node in graph.node:
         _halve_attributes(node)
     _cast_around(graph, kept)
@@ -79,23 +82,27 @@ def _copy(node: NodeProto) -> NodeProto:
     return copied
 
 
-def _halve_initializers(graph: onnx.GraphProto, kept: list[NodeProto]) -> None:
-    """Weights to float16, except those of nodes that stay; one that both read is there twice."""
-    stays = {name for node in kept for name in node.input}
-    reads = {name for node in graph.node if node not in kept for name in node.input}
-    for tensor in [t for t in graph.initializer if t.data_type == TensorProto.FLOAT]:
-        if tensor.name in stays and tensor.name not in reads:
-            continue
-        half = _halved(tensor)
-        if tensor.name not in stays:
-            tensor.CopyFrom(half)
-            continue
-        for node in kept:
-            node.input[:] = [f"{name}_float32" if name == tensor.name else name for name in node.input]
-        whole = graph.initializer.add()
-        whole.CopyFrom(tensor)
-        whole.name = f"{tensor.name}_float32"
-        tensor.CopyFrom(half)
+def _halve_initializers(graph: onnx.GraphProto) -> None:
+    """Weights to float16, except those that are read as float32; one that is read as both is there twice."""
+    whole: set[str] = set()
+    half: set[str] = set()
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            (whole if _stays(node, index) else half).add(name)
+    for tensor in [t for t in graph.initializer if t.data_type == TensorProto.FLOAT and t.name in half]:
+        if tensor.name in whole:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = f"{tensor.name}_float32"
+            for node in graph.node:
+                for index, name in enumerate(node.input):
+                    if name == tensor.name and _stays(node, index):
+                        node.input[index] = f"{name}_float32"
+        tensor.CopyFrom(_halved(tensor))
+
+
+def _stays(node: NodeProto, index: int) -> bool:
+    """Whether an input is float32."""
+    return node.op_type in _FLOAT32 or index in _FLOAT32_INPUTS.get(node.op_type, ())
 
 
 def _halved(tensor: TensorProto) -> TensorProto:
