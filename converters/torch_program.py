@@ -9,19 +9,21 @@ from __future__ import annotations
 import copy
 import io
 import json
+import operator
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn import functional
 
 from edgepose.converters.contract import deployed, example_input
 from edgepose.converters.rewrite import FusedAttention, FusedEncoder
 from edgepose.errors import ConversionError
+from edgepose.runtimes.pt2_file import OPERATORS
 from edgepose.types import ORIGIN_KEY, SPEC_KEY, ModelSpec
 
 __all__ = ["export_torch"]
@@ -39,7 +41,7 @@ def export_torch(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[
         origin: Where the model comes from, as JSON values; written beside the specification.
 
     Raises:
-        ConversionError: torch.export cannot export it.
+        ConversionError: torch.export cannot export it, or it needs an operator that the engine does not allow.
     """
     batch = {spec.input.name: {0: torch.export.Dim("N")}}
     with warnings.catch_warnings():
@@ -49,8 +51,9 @@ def export_torch(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[
                 deployed(_prepared(model), spec), (example_input(spec, 2),), dynamic_shapes=batch, strict=False
             )
         except Exception as error:  # the exporter's errors have no common base but Exception
-            raise ConversionError(f"{spec.name}: torch.export cannot export it ({error})") from error
-    _clean(program, spec.output.name)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConversionError(f"{spec.name}: torch.export cannot export it ({reason})") from error
+    _clean(program, spec)
     texts = {SPEC_KEY: spec.to_json(), ORIGIN_KEY: json.dumps(origin or {}, sort_keys=True)}
     archive = io.BytesIO()  # and not the path, whose name would be the archive's folder
     torch.export.save(program, archive, extra_files=texts)
@@ -79,7 +82,7 @@ def _prepared(model: nn.Module) -> nn.Module:
     return lean
 
 
-def _clean(program: ExportedProgram, output: str) -> None:
+def _clean(program: ExportedProgram, spec: ModelSpec) -> None:
     """Take out what is of the exporting machine, device or process, and name the output by the contract."""
     program.example_inputs = None  # or they would be pickled
     graph = program.graph_module.graph
@@ -87,11 +90,23 @@ def _clean(program: ExportedProgram, output: str) -> None:
         if node.target == _DEVICE_CHECK:
             graph.erase_node(node)
             continue
+        _check(node, spec)
         modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
         node.meta = {key: node.meta[key] for key in ("val",) if key in node.meta}
         if any(modules):  # the innermost, for whoever wants to know where time goes
             node.meta["nn_module_stack"] = {modules[-1]: (modules[-1], "torch.nn.Module")}
     (answer,) = graph.output_node().args[0]
-    program.graph_signature.replace_all_uses(answer.name, output)
-    answer.name = output
+    program.graph_signature.replace_all_uses(answer.name, spec.output.name)
+    answer.name = spec.output.name
     program.graph_module.recompile()
+
+
+def _check(node: fx.Node, spec: ModelSpec) -> None:
+    """Whether the engine will run a node.
+
+    Raises:
+        ConversionError: It will not.
+    """
+    name = str(node.target).removeprefix("aten.")
+    if node.op == "call_function" and node.target != operator.getitem and name not in OPERATORS:
+        raise ConversionError(f"{spec.name}: uses {node.target}, which is not in OPERATORS of runtimes/pt2_file.py")

@@ -135,7 +135,7 @@ _BUILT_IN = (
         install="pip install 'edgepose[torch]'",
         options={
             "precision": ("fp32", "tf32", "fp16", "bf16"),
-            "compile": ("off", "on"),
+            "compile": ("off", "on", "ahead"),
             "channels_last": ("off", "on"),
             "cuda_graphs": ("off", "on"),
         },

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.runtimes.batches import Arrays, check_free, joined, ordered, split
-from edgepose.runtimes.pt2_file import Dtype, Node, Program, Ref, read_pt2
+from edgepose.runtimes.pt2_file import read_pt2
+from edgepose.runtimes.torch_ahead import compiled_ahead
+from edgepose.runtimes.torch_graph import graph_module
 from edgepose.types import TensorSpec
 
 __all__ = ["PRECISIONS", "TorchEngine"]
@@ -32,7 +34,6 @@ PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float1
 _SIZES = (32, 16, 8, 4, 2, 1)
 _WARM_UP = 3
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int64": "i64", "bool": "bool"}
-_PIXELS = 4  # axes of a batch of pictures
 
 
 class TorchEngine:
@@ -68,6 +69,7 @@ class TorchEngine:
             threads: Threads of one inference on the CPU, or None for torch's choice (one per core).
             precision: ``fp32``; ``tf32`` (CUDA: products of 10 bits, sums in FP32); ``fp16`` or ``bf16``, weights too.
             compile: ``on`` compiles the model by ``torch.compile`` on this machine: it takes a compiler, and a minute.
+                ``ahead`` does it by AOTInductor once for any batch size, and keeps the result in the user's cache.
             channels_last: ``on`` keeps pictures and the weights of convolutions as (N, H, W, C) in memory, ``off`` as
                 (N, C, H, W). By default on; off on CUDA in FP32 and TF32, where convolutions are made for the other.
             cuda_graphs: ``on`` records the model's kernels once for each batch size and replays them.
@@ -78,7 +80,7 @@ class TorchEngine:
             EngineError: torch cannot load the model.
         """
         self.device = _device(device)
-        _check(self.device, precision, cuda_graphs)
+        _check(self.device, precision, compile, cuda_graphs)
         program = read_pt2(path)
         check_free(program.inputs, path)
         self._path = path
@@ -94,17 +96,16 @@ class TorchEngine:
         if channels_last is None:
             channels_last = "off" if self.device == "cuda" and dtype == torch.float32 else "on"
         try:
-            self._module: fx.GraphModule | None = _built(program, dtype, channels_last == "on")
-            self._module.to(self.device)
+            module = graph_module(program, dtype, channels_last=channels_last == "on")
+            module.to(torch.device(self.device))
         except Exception as error:  # torch's errors have no common base but Exception
             raise EngineError(f"{path}: torch cannot load it for {self.device} ({_reason(error)})") from None
-        self._call: Callable[..., tuple[Tensor, ...]] = self._module
-        if compile == "on":
-            self._call = torch.compile(self._module, dynamic=False, fullgraph=True)
+        self._module: fx.GraphModule | None = module
+        self._call: Callable[..., Sequence[Tensor]] = module
         self._graphs: dict[int, _CudaGraph] | None = {} if cuda_graphs == "on" else None
         self._pinned: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        if fixed:
-            self._prepare(compile == "on")
+        if compile != "off" or cuda_graphs == "on":
+            self._prepare(module, compile, f"{precision} {channels_last} {threads}")
 
     @staticmethod
     def devices_here() -> dict[str, str]:
@@ -112,16 +113,25 @@ class TorchEngine:
         cuda = {"cuda": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
         return {"cpu": f"torch {torch.__version__}", **cuda}
 
-    def _prepare(self, compiled: bool) -> None:
+    def _prepare(self, module: fx.GraphModule, how: str, settings: str) -> None:
         """Compile or record for the smallest batch, so that what cannot be done is known at once."""
+        smallest = self._sizes[-1] if self._sizes else 1
         try:
-            self._run([_zeros(spec, self._sizes[-1]) for spec in self.inputs])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch about itself
+                if how == "on":
+                    compiled: Any = torch.compile(module, dynamic=False, fullgraph=True)
+                    self._call = compiled
+                elif how == "ahead":
+                    with self._settings.applied():
+                        self._call = compiled_ahead(module, self.inputs, self._path, self.device, settings)
+                self._run([_zeros(spec, smallest) for spec in self.inputs])
+        except EngineUnavailable:
+            raise
         except Exception as error:  # as above
-            what = "torch.compile" if compiled else "recording a CUDA graph"
-            advice = "it needs a C++ compiler, on CUDA Triton: install them, or leave compile=on out"
-            raise EngineUnavailable(
-                f"{what} does not work here ({_reason(error)}): {advice if compiled else 'leave cuda_graphs=on out'}"
-            ) from None
+            what = "recording a CUDA graph" if how == "off" else f"compile={how}"
+            advice = "leave cuda_graphs=on out" if how == "off" else "it needs a C++ compiler, on CUDA Triton as well"
+            raise EngineUnavailable(f"{what} does not work here ({_reason(error)}): {advice}") from None
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch; see :class:`edgepose.types.Engine`."""
@@ -151,7 +161,7 @@ class TorchEngine:
         key = index, array.shape
         if key not in self._pinned:
             self._pinned[key] = torch.empty_like(tensor, pin_memory=True)
-        return self._pinned[key].copy_(tensor).to(self.device, non_blocking=True)
+        return self._pinned[key].copy_(tensor).to(torch.device(self.device), non_blocking=True)
 
     def _graph(self, size: int) -> _CudaGraph:
         """The recorded kernels for one batch size, recorded on first use."""
@@ -170,7 +180,9 @@ class TorchEngine:
                 raise ValueError("the engine is closed")
             tracer = _Tracer(self._module)
             with self._lock, self._settings.applied(), torch.inference_mode():
-                tracer.run(*(_tensor(_zeros(spec, spec.shape[0] or 1)).to(self.device) for spec in self.inputs))
+                tracer.run(
+                    *(_tensor(_zeros(spec, spec.shape[0] or 1)).to(torch.device(self.device)) for spec in self.inputs)
+                )
         except Exception as error:  # as above
             raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
         return dict(sorted(tracer.seen.items()))
@@ -214,9 +226,9 @@ class _Settings:
 class _CudaGraph:
     """The kernels of one batch size, recorded once: a run copies pixels in, replays, and copies answers out."""
 
-    def __init__(self, call: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> None:
+    def __init__(self, call: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]) -> None:
         self._pinned = [torch.empty_like(example, pin_memory=True) for example in examples]
-        self._inputs = [example.to("cuda") for example in examples]
+        self._inputs = [example.to(torch.device("cuda")) for example in examples]
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and memory before, on another stream
@@ -256,104 +268,6 @@ class _Tracer(fx.Interpreter):
         return answer
 
 
-def _built(program: Program, dtype: torch.dtype, channels_last: bool) -> fx.GraphModule:
-    """A program as a module that takes the inputs and gives a tuple of float32 answers.
-
-    What depends on weights alone is computed here, in float32; then float weights become ``dtype``. The names of the
-    file are not used: fx writes a module's code from the names in its graph.
-    """
-    return _Builder(dtype, channels_last).build(program)
-
-
-class _Builder:
-    def __init__(self, dtype: torch.dtype, channels_last: bool) -> None:
-        self._dtype = dtype
-        self._channels_last = channels_last
-        self._graph = fx.Graph()
-        self._root = nn.Module()
-        self._values: dict[str, Any] = {}
-        self._constants: dict[int, fx.Node] = {}
-        self._alive: list[Tensor] = []
-
-    def build(self, program: Program) -> fx.GraphModule:
-        for number, spec in enumerate(program.inputs):
-            self._values[spec.name] = self._input(self._graph.placeholder(f"input_{number}"), spec)
-        self._values |= {name: torch.from_numpy(array) for name, array in program.weights.items()}
-        with torch.no_grad():
-            for node in program.nodes:
-                self._add(node)
-            self._graph.output(tuple(self._answer(self._values[spec.name]) for spec in program.outputs))
-        self._graph.eliminate_dead_code()
-        return fx.GraphModule(self._root, self._graph)
-
-    def _input(self, node: fx.Node, spec: TensorSpec) -> Any:
-        """An input as the model computes with it.
-
-        Crops come as (N, H, W, C). Without ``channels_last`` their bytes are put in the order of (N, C, H, W) first.
-        """
-        if len(spec.shape) == _PIXELS and not self._channels_last:
-            planes = self._call("permute.default", node, [0, 3, 1, 2])
-            packed = self._call("clone.default", planes, memory_format=torch.contiguous_format)
-            return self._call("permute.default", packed, [0, 2, 3, 1])
-        return self._call("to.dtype", node, self._dtype) if spec.dtype == "float32" else node
-
-    def _answer(self, value: Any) -> Any:
-        node = self._resolved(value)
-        return node if self._dtype == torch.float32 else self._call("to.dtype", node, torch.float32)
-
-    def _add(self, node: Node) -> None:
-        args = [self._looked_up(value) for value in node.args]
-        kwargs = {name: self._looked_up(value) for name, value in node.kwargs.items()}
-        if _any_node([*args, *kwargs.values()]):
-            named = {name: self._resolved(value) for name, value in kwargs.items()}
-            made = self._call(node.operator, *self._resolved(args), **named)
-            answers = [self._graph.call_function(operator.getitem, (made, i)) for i in range(len(node.outputs))]
-            answers = answers if node.several else [made]
-        else:
-            folded = _operator(node.operator)(*args, **kwargs)
-            answers = list(folded) if node.several else [folded]
-        self._values |= dict(zip(node.outputs, answers, strict=True))
-
-    def _looked_up(self, value: Any) -> Any:
-        """An argument with what its names stand for: nodes, tensors, sizes."""
-        if isinstance(value, list):
-            return [self._looked_up(one) for one in value]
-        if isinstance(value, Ref):
-            return self._values[value.name]
-        return getattr(torch, value.name) if isinstance(value, Dtype) else value
-
-    def _resolved(self, value: Any) -> Any:
-        """An argument of a node in the graph: weights are stored with the module, FP32 is the model's precision."""
-        if isinstance(value, list):
-            return [self._resolved(one) for one in value]
-        if isinstance(value, Tensor):
-            return self._stored(value)
-        return self._dtype if value is torch.float32 else value
-
-    def _stored(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) not in self._constants:
-            name = f"weight_{len(self._constants)}"
-            kept = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
-            if self._channels_last and kept.ndim == _PIXELS:
-                kept = kept.contiguous(memory_format=torch.channels_last)
-            self._root.register_buffer(name, kept)
-            self._constants[id(tensor)] = self._graph.get_attr(name)
-            self._alive.append(tensor)  # or another would come to have its id
-        return self._constants[id(tensor)]
-
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> fx.Node:
-        return self._graph.call_function(_operator(name), args, kwargs)
-
-
-def _operator(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet), overload)
-
-
-def _any_node(value: Any) -> bool:
-    return isinstance(value, fx.Node) or (isinstance(value, list) and any(map(_any_node, value)))
-
-
 def _device(device: str) -> str:
     """The device to run on.
 
@@ -380,7 +294,7 @@ def _device(device: str) -> str:
     )
 
 
-def _check(device: str, precision: str, cuda_graphs: str) -> None:
+def _check(device: str, precision: str, compiled: str, cuda_graphs: str) -> None:
     """Whether a device has the options.
 
     Raises:
@@ -388,6 +302,8 @@ def _check(device: str, precision: str, cuda_graphs: str) -> None:
     """
     if precision not in PRECISIONS:
         raise EngineUnavailable(f"torch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    if compiled == "ahead" and cuda_graphs == "on":
+        raise EngineUnavailable("torch has compile=ahead or cuda_graphs=on, not both: with CUDA graphs use compile=on")
     for option in ("precision=tf32",) * (precision == "tf32") + ("cuda_graphs=on",) * (cuda_graphs == "on"):
         if device != "cuda":
             raise EngineUnavailable(f"torch has {option} on CUDA alone, and this is {device}: leave it out")

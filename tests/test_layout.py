@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LINKED = ("converters", "runtimes", "calibration")
 LAYERS = ("core", "runtimes", "calibration", "converters", "cli")
 
-IMPORTED_BY_TORCH_FILES = ("edgepose/models/", "converters/", "runtimes/torch.py")
+IMPORTED_BY_TORCH_FILES = ("edgepose/models/", "converters/", "runtimes/torch")
 
 
 def sources() -> list[Path]:

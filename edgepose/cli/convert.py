@@ -30,14 +30,16 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
 @click.option("--random", is_flag=True, help="Random weights instead of a checkpoint, for experiments.")
 @click.option(
-    "--to", "formats", default="onnx", show_default=True, help="Formats, by commas: onnx, openvino, tflite, tensorrt."
+    "--to",
+    "formats",
+    default="onnx",
+    show_default=True,
+    help="Formats, by commas: onnx, openvino, tflite, tensorrt, torch.",
 )
 @click.option(
     "--precision",
-    default="fp32,int8",
-    show_default=True,
-    help="By commas: fp32 (not for tensorrt), fp16, int8; int8-16x8 for tflite; or auto: the fastest here within "
-    "--max-drop.",
+    help="By commas: fp32 (not for tensorrt), int8 (not for torch), fp16 (not for torch); int8-16x8 for tflite; or auto: "
+    "the fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
 )
 @click.option(
     "--target",
@@ -85,7 +87,7 @@ def command(
     model: str,
     random: bool,
     formats: str,
-    precision: str,
+    precision: str | None,
     targets: str | None,
     calib: Path | None,
     keypoints_from: Path | None,
@@ -117,7 +119,7 @@ def command(
         calib,
         calib_size,
         keypoints_from=keypoints_from,
-        variants=[] if targets else _variants(split_list(formats), split_list(precision)),
+        variants=[] if targets else _variants(split_list(formats), precision),
         targets=split_list(targets) if targets else (),
         keep_fastest=precision == "auto",
         budget=(max_drop, metric, budget_data),
@@ -194,10 +196,12 @@ def convert_checkpoint(
     _print_targets(rows, output, row.task)
 
 
-def _variants(formats: list[str], precisions: list[str]) -> list[str]:
-    """Names; ``auto`` stands for every precision of a format."""
-    if precisions != ["auto"]:
-        return [f"{form}-{kind}" for form in formats for kind in precisions]
+def _variants(formats: list[str], precision: str | None) -> list[str]:
+    """Names; ``auto`` stands for every precision of a format, and None for FP32 and INT8 where it has that."""
+    if precision is None:
+        return [f"{form}-{kind}" for form in formats for kind in ("fp32", "int8")[: 1 if form in _FLOAT_ONLY else 2]]
+    if precision != "auto":
+        return [f"{form}-{kind}" for form in formats for kind in split_list(precision)]
     require_converters()
     from edgepose.converters.variants import VARIANTS
 
@@ -208,6 +212,7 @@ def _variants(formats: list[str], precisions: list[str]) -> list[str]:
     return names
 
 
+_FLOAT_ONLY = ("torch",)
 _BUDGET_PICTURES = 500
 _AUTO_DROP = {"pose2d": 1.0, "lift3d": 10.0}  # points, and millimetres of mean distance: a fifth of its own error
 

@@ -28,7 +28,7 @@ from edgepose.models.registry import get_model
 from edgepose.runtimes.latency import measure_latency
 from edgepose.runtimes.load import load_model
 
-FLOAT = ("onnx-fp32", "openvino-fp32", "openvino-fp16", "tflite-fp32", "tflite-fp16")
+FLOAT = ("onnx-fp32", "openvino-fp32", "openvino-fp16", "tflite-fp32", "tflite-fp16", "torch-fp32")
 INT8 = ("onnx-int8", "openvino-int8", "tflite-int8")
 TINY = replace(get_model("ampose-s"), sizes={"d_model": 32, "layers": 1, "heads": 2})
 

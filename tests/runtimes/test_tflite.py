@@ -204,7 +204,7 @@ def installed(monkeypatch):
             "find_spec",
             lambda name: (
                 (fake if name in names else None)
-                if name in ("ai_edge_litert", "tflite_runtime", "onnxruntime", "openvino")
+                if name in ("ai_edge_litert", "tflite_runtime", "onnxruntime", "openvino", "torch")
                 else real(name)
             ),
         )
@@ -417,6 +417,10 @@ def test_what_else_is_written_meanwhile_is_not_lost():
         (("onnxruntime", "ai_edge_litert"), "tflite", "auto", "tflite-int8"),
         (("onnxruntime", "ai_edge_litert"), None, "edgetpu", "tflite-int8"),
         (("onnxruntime", "ai_edge_litert"), None, "delegate:/lib/x.so", "tflite-int8"),
+        (("onnxruntime", "torch"), None, "auto", "onnx-int8"),
+        (("torch",), None, "auto", "torch-fp32"),
+        (("onnxruntime", "torch"), None, "cuda", "torch-fp32"),
+        (("onnxruntime",), None, "cuda", "onnx-fp32"),
         ((), None, "auto", "onnx-int8"),  # nothing is installed: the error names the first
     ],
 )
@@ -424,6 +428,7 @@ def test_a_bundle_gives_what_is_installed_here(installed, monkeypatch, here, eng
     monkeypatch.setattr(registry, "_third_party", lambda: iter(()))
     installed(*here)
     names = {"onnx-fp32": ".onnx", "onnx-int8": ".onnx", "tflite-fp32": ".tflite", "tflite-int8": ".tflite"}
+    names["torch-fp32"] = ".pt2"
     rows = tuple(Variant(name, (name + suffix,), {}, 0.0) for name, suffix in names.items())
     (first, *_), _ = rank_variants(Bundle(Path("b"), SPEC, rows, {}, {}), engine, device)
     assert first.variant.name == variant
