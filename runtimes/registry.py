@@ -140,6 +140,7 @@ _BUILT_IN = (
             "cuda_graphs": ("off", "on"),
         },
         libraries=("torch",),
+        formats=("torch",),
     ),
 )
 

@@ -38,8 +38,8 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 )
 @click.option(
     "--precision",
-    help="By commas: fp32 (not for tensorrt); int8 and fp16 (not for torch); int8-16x8 for tflite; or auto: the fastest "
-    "here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
+    help="By commas: fp32 (not for tensorrt); int8 and fp16 (not for torch); int8-16x8 for tflite; or auto: the "
+    "fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
 )
 @click.option(
     "--target",
