@@ -5,7 +5,7 @@ A name is ``<engine>-<instructions>``, perhaps with a variation: ``onnxruntime-x
     engine         onnxruntime  openvino  tensorrt  tflite
     instructions   x86   any x86-64 with 8-bit dot products (VNNI)
                    arm   ARMv8.2 dot products or newer
-                   vnni  x86-64 with AVX-512 VNNI, AVX-VNNI or AMX
+                   vnni  8-bit dot products: x86-64 with AVX-512 VNNI, AVX-VNNI or AMX, or ARM's
                    avx2  x86-64 without them: its 8-bit products saturate in 16 bits, so weights get 7 bits
                    qdq   explicit quantization that the engine compiles itself
                    xnnpack  the kernels that TFLite has for ARM and x86 alike
@@ -19,13 +19,13 @@ What is fast on one engine is not fast on another; benchmarks/int8.py measures i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from edgepose.errors import ConversionError
-from edgepose.machine import instruction_sets
+from edgepose.machine import has_dot_products, instruction_sets
 
 __all__ = ["RECIPES", "Recipe", "default_recipe", "get_recipe", "recipe_from_dict"]
 
@@ -107,8 +107,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 
-_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
-
 
 def get_recipe(name: str) -> Recipe:
     """Look a recipe up by name.
@@ -121,18 +119,18 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def default_recipe(engine: str, task: str = "pose2d") -> Recipe:
-    """The recipe of an engine for the instruction sets of this machine; lifting models have their own where it pays."""
-    name = _default_name(engine)
+def default_recipe(engine: str, task: str = "pose2d", isa: Collection[str] | None = None) -> Recipe:
+    """The recipe of an engine for instruction sets, by default this machine's; lifting models may have their own."""
+    name = _default_name(engine, instruction_sets() if isa is None else isa)
     lifted = f"{name}-lift"
     return get_recipe(lifted if task == "lift3d" and lifted in RECIPES else name)
 
 
-def _default_name(engine: str) -> str:
+def _default_name(engine: str, isa: Collection[str]) -> str:
     if engine == "openvino":
-        return "openvino-vnni" if _VNNI & set(instruction_sets()) else "openvino-avx2"
+        return "openvino-vnni" if has_dot_products(isa) else "openvino-avx2"
     if engine == "onnxruntime":
-        return "onnxruntime-arm" if "asimd" in instruction_sets() else "onnxruntime-x86"
+        return "onnxruntime-arm" if "asimd" in isa else "onnxruntime-x86"
     return "tflite-xnnpack" if engine == "tflite" else "tensorrt-qdq"
 
 

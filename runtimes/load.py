@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from edgepose.bundle import MANIFEST, Bundle, Variant, parse_variant
+from edgepose.bundle import MANIFEST, Bundle, Variant
 from edgepose.errors import BundleError, EngineError, EngineUnavailable
 from edgepose.files import sha256_file
 from edgepose.lifter import Lifter
@@ -15,7 +15,8 @@ from edgepose.machine import machine
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.choice import Choice
-from edgepose.runtimes.registry import engines, open_engine
+from edgepose.runtimes.preference import rank_variants
+from edgepose.runtimes.registry import open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
 
 __all__ = [
@@ -33,12 +34,6 @@ __all__ = [
 ]
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
-
-_CPU = ("int8", "fp16", "fp32")
-_CUDA = ("fp16", "fp32", "int8")
-_PREFERENCE = {"cuda": _CUDA, "tensorrt": _CUDA}
-_SLOW_ON_CPU = "onnx-fp16"
-"""CPUs have no float16 arithmetic in onnxruntime: it converts back and forth."""
 _ROUNDING = 0.01
 
 FASTEST = "fastest"
@@ -64,8 +59,8 @@ def load(
         device: ``auto``, or a device of the engine: ``cpu``, ``cuda``, ``gpu``, ``npu``, ``edgetpu`` and so on.
         variant: Which variant of a bundle. By default INT8, with ``device="cuda"`` a float one, of those that the
             engine and the device run, and whose engine is installed; of two with one precision torch's on CUDA, and
-            elsewhere the other. ``fastest`` times them all, once: the answer is kept in the user's cache. A file is
-            its own.
+            elsewhere the other. ``fastest`` times them all, once: the answer is kept in the user's cache. A file is its
+            own.
         threads: Threads of one inference; by default the engine's choice.
         self_test: Replay the bundle's golden inputs and refuse an engine whose answers are off. A lone file has
             no golden inputs, so nothing is replayed.
@@ -235,32 +230,9 @@ def _as_estimator(model: LoadedModel, path: Path) -> Estimator:
 
 
 def _ranked_variants(bundle: Bundle, engine: str | None, device: str) -> list[Variant]:
-    """Those that the engine and the device run here, the preferred one first; all where there are none, for the error.
-
-    Variants that are made for the engine come before others that it runs too; where no engine is named, files of
-    TensorRT are for onnxruntime such others.
-
-    Raises:
-        BundleError: The bundle has no variants.
-    """
-    rows = engines()
-    fitting = [row for row in rows.values() if engine in (None, row.name) and row.has_device(device)]
-    fitting = [row for row in fitting if row.installed] or fitting
-    order = _CUDA if engine == "tensorrt" else _PREFERENCE.get(device, _CPU)
-
-    def rank(variant: Variant) -> tuple[int, bool, int, bool]:
-        formats = next((row.formats for row in fitting if Path(variant.file).suffix in row.suffixes), ())
-        form, precision = parse_variant(variant.name)
-        own = formats.index(form) if form in formats else len(formats)
-        slow = variant.name == _SLOW_ON_CPU and order is _CPU
-        place = order.index(precision) if precision in order else len(order)
-        return own, slow, place, (form == "torch") != (device == "cuda")
-
-    suffixes = {suffix for row in fitting for suffix in row.suffixes}
-    variants = [v for v in bundle.variants if Path(v.file).suffix in suffixes] or bundle.variants
-    if not variants:
-        raise BundleError(f"{bundle.path}: has no variants: convert again")
-    return sorted(variants, key=rank)
+    """Those that run here, the preferred one first: see ``preference.py``."""
+    ranked, _ = rank_variants(bundle, engine, device)
+    return [one.variant for one in ranked]
 
 
 def place_device(place: str) -> str:

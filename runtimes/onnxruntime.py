@@ -96,6 +96,14 @@ class OnnxRuntimeEngine:
         self._buffers = None if device == "cpu" else _Buffers(onnxruntime.OrtValue, self.inputs, self.outputs)
         self._lock = Lock()
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """Devices that the installed package was built for, with their providers; the hardware may be missing."""
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        return {device: provider for device, provider in _PROVIDERS.items() if provider in available}
+
     def _open(self, profile_prefix: Path | None = None) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3

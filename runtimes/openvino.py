@@ -86,6 +86,16 @@ class OpenVinoEngine:
         except Exception as error:  # see _read
             raise EngineError(f"{path}: openvino cannot compile it for {self.device} ({_reason(error)})") from None
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """Devices that OpenVINO finds, with their full names."""
+        core = import_openvino().Core()
+        names: dict[str, list[str]] = {}
+        for found in core.available_devices:
+            kind = found.partition(".")[0].lower()
+            names.setdefault(kind, []).append(core.get_property(found, "FULL_DEVICE_NAME").strip())
+        return {device: ", ".join(names[device]) for device in ("cpu", "gpu", "npu") if device in names}
+
     def _read(self) -> Any:
         weights = self._path.with_suffix(".bin")
         try:

@@ -95,6 +95,16 @@ class TensorRtEngine:
         self._check_memory(self._engine.memory_bytes, "to run it")
         self._slot(fixed or 1)
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """The GPU, where there is one."""
+        import tensorrt  # noqa: F401  # it must be importable for the answer to count
+
+        try:
+            return {"cuda": Cuda().gpu}
+        except EngineUnavailable:
+            return {}
+
     def _open(self, largest: int, workspace: int, progress: Progress) -> Loaded:
         """The engine out of the cache; else built, and kept."""
         here = {"gpu": self._cuda.gpu, "tensorrt": self._api.version}

@@ -101,6 +101,13 @@ class TfliteEngine:
         self._own_nodes: list[dict[str, Any]] = []
         self._load(threads or _usable_cpus(), xnnpack)
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """The CPU, and the delegates whose library can be opened; whether one finds its hardware shows on first use."""
+        import_tflite()
+        opened = {device: [name for name in names if _opens(name)] for device, names in DELEGATES.items()}
+        return {"cpu": "XNNPACK", **{device: ", ".join(names) for device, names in opened.items() if names}}
+
     def _load(self, threads: int, xnnpack: bool) -> None:
         """Make the interpreter, hand the graph to the delegate, and allocate."""
         kinds = self._library.module.OpResolverType
@@ -257,6 +264,14 @@ def _refuse_what_goes_wrong(model: TfliteModel, path: Path, number: str) -> None
             f"{path}: {bare} INT8 FULLY_CONNECTED operators without a bias, on which tflite-runtime {number} crashes "
             "on ARM: use ai-edge-litert, or convert again with edgepose, which adds biases"
         )
+
+
+def _opens(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _load_delegate(library: TfliteLibrary, device: str) -> Any:

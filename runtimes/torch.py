@@ -107,6 +107,12 @@ class TorchEngine:
         if compile != "off" or cuda_graphs == "on":
             self._prepare(module, compile, f"{precision} {channels_last} {threads}")
 
+    @staticmethod
+    def devices_here() -> dict[str, str]:
+        """The CPU, and the first CUDA device where torch finds one."""
+        cuda = {"cuda": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
+        return {"cpu": f"torch {torch.__version__}", **cuda}
+
     def _prepare(self, module: fx.GraphModule, how: str, settings: str) -> None:
         """Compile or record for the smallest batch, so that what cannot be done is known at once."""
         smallest = self._sizes[-1] if self._sizes else 1

@@ -25,6 +25,8 @@ _COMMANDS = {
     "sensitivity": "Rank the parts of a model by what INT8 costs them.",
     "reproduce": "Make a bundle again by its manifest, and compare byte by byte.",
     "inspect": "Show what a bundle or model file is and where it comes from.",
+    "doctor": "Show what this machine is and has, and which variant of a bundle to use here.",
+    "targets": "List the machines that convert --target knows, and how to run a bundle there.",
     "models": "List the registered models, or download their weights.",
     "demo": "Convert the starter model and run it on the sample clip.",
 }

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
+from rich.markup import escape
 
 from edgepose.calibration.evidence import LiftAgreement
-from edgepose.cli._console import print_table, progress, remark
+from edgepose.cli._console import out, print_table, progress, remark
 from edgepose.cli._options import PATH, keypoints_from_option, normalisation_option, split_list
 from edgepose.errors import EngineUnavailable
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from edgepose.calibration.evidence import Agreement
     from edgepose.converters.budget import Budget
     from edgepose.converters.convert import Conversion
+    from edgepose.targets import Target
 
 __all__ = ["command", "convert_checkpoint", "require_converters"]
 
@@ -35,8 +38,13 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 )
 @click.option(
     "--precision",
-    help="By commas: fp32 (not for tensorrt), fp16 and int8 (not for torch); int8-16x8 for tflite; or auto: the "
+    help="By commas: fp32 (not for tensorrt); int8 and fp16 (not for torch); int8-16x8 for tflite; or auto: the "
     "fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
+)
+@click.option(
+    "--target",
+    "targets",
+    help="Instead of both: which machines it is for, by commas, like jetson-orin,raspberrypi5 (edgepose targets).",
 )
 @click.option(
     "--calib",
@@ -54,7 +62,8 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
     "--recipe",
     "recipes",
     multiple=True,
-    help="How to quantize, by name, for instance onnxruntime-arm; once for each engine.  [default: for this machine]",
+    help="How to quantize, by name, for instance onnxruntime-arm; once for each engine.  [default: the target's; "
+    "without a target, for this machine]",
 )
 @click.option(
     "--max-drop",
@@ -71,12 +80,15 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.option("--budget-data", type=PATH, help="Labelled data for --metric pck, ap or mpjpe.")
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle to write.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.pass_context
 def command(
+    context: click.Context,
     checkpoint: Path | None,
     model: str,
     random: bool,
     formats: str,
     precision: str | None,
+    targets: str | None,
     calib: Path | None,
     keypoints_from: Path | None,
     calib_size: int,
@@ -94,9 +106,12 @@ def command(
 
     \b
     edgepose convert tp_r.pth --model transpose-r-a4 --calib footage.mp4 -o bundle
+    edgepose convert tp_r.pth --model transpose-r-a4 --calib footage.mp4 --target raspberrypi5,intel-npu -o bundle
     """
     if (checkpoint is None) == (not random):
         raise click.UsageError("give either a CHECKPOINT or --random")
+    if targets and {context.get_parameter_source(name) for name in ("formats", "precision")} != {_BY_DEFAULT}:
+        raise click.UsageError("--target chooses formats and precisions: leave out --to and --precision")
     convert_checkpoint(
         checkpoint,
         model,
@@ -104,7 +119,8 @@ def command(
         calib,
         calib_size,
         keypoints_from=keypoints_from,
-        variants=_variants(split_list(formats), precision),
+        variants=[] if targets else _variants(split_list(formats), precision),
+        targets=split_list(targets) if targets else (),
         keep_fastest=precision == "auto",
         budget=(max_drop, metric, budget_data),
         input_hw=_input_hw(input_size) if input_size else None,
@@ -113,6 +129,9 @@ def command(
         seed=seed,
         force=force,
     )
+
+
+_BY_DEFAULT = ParameterSource.DEFAULT
 
 
 def convert_checkpoint(
@@ -124,6 +143,7 @@ def convert_checkpoint(
     *,
     keypoints_from: Path | None = None,
     variants: Sequence[str] = ("onnx-fp32", "onnx-int8"),
+    targets: Sequence[str] = (),
     input_hw: tuple[int, int] | None = None,
     normalisation: str | None = None,
     recipes: Sequence[str] = (),
@@ -132,9 +152,13 @@ def convert_checkpoint(
     seed: int = 0,
     force: bool = False,
 ) -> None:
-    """Convert with a progress line per stage, and print the closing table; no checkpoint means random weights."""
+    """Convert with a progress line per stage, and print the closing table; no checkpoint means random weights.
+
+    Targets choose the variants, and the recipes of engines for which none is named.
+    """
     from edgepose.bundle import check_target
     from edgepose.models.registry import get_model
+    from edgepose.targets import get_target
 
     row = get_model(model)
     if input_hw:
@@ -142,21 +166,26 @@ def convert_checkpoint(
     if normalisation:
         row = row.normalised(normalisation)
     check_target(output, force=force)
-    require_converters(variants)
+    rows = [get_target(name) for name in targets]
+    require_converters([*variants, *(name for target in rows for name in target.variants)])
     from edgepose.converters.checkpoint import build_random, load_checkpoint
     from edgepose.converters.convert import convert
     from edgepose.converters.recipes import get_recipe
+    from edgepose.converters.targets import plan
+    from edgepose.converters.variants import VARIANTS
 
+    chosen = {name.partition("-")[0]: get_recipe(name) for name in recipes}
+    planned = plan(rows, row.task, list(VARIANTS), chosen)
     with progress() as update:
         update(f"load {checkpoint.name if checkpoint else 'random weights'}", 0, 0)
         conversion = convert(
             load_checkpoint(checkpoint, row) if checkpoint else build_random(row, seed),
             output,
-            variants,
+            planned.variants or variants,
             calibration=calib,
             keypoints_from=keypoints_from,
             calibration_size=calib_size,
-            recipes={name.partition("-")[0]: get_recipe(name) for name in recipes},
+            recipes=planned.recipes,
             budget=_budget(*budget, _AUTO_DROP[row.task] if keep_fastest else None),
             keep_fastest=keep_fastest,
             seed=seed,
@@ -164,6 +193,7 @@ def convert_checkpoint(
             progress=update,
         )
     _print(conversion, row.name if checkpoint else f"{row.name} with random weights")
+    _print_targets(rows, output, row.task)
 
 
 def _variants(formats: list[str], precision: str | None) -> list[str]:
@@ -256,6 +286,15 @@ def _print(conversion: Conversion, name: str) -> None:
 def _columns(conversion: Conversion) -> tuple[str, ...]:
     lifts = isinstance(conversion.rows[0].agreement, LiftAgreement)
     return ("shift mm", "p95 mm", "worst pose mm") if lifts else ("shift px", "p95 px", "mean OKS")
+
+
+def _print_targets(targets: Sequence[Target], bundle: Path, task: str) -> None:
+    """What to type on each of them."""
+    for target in targets:
+        out.print(f"\n[bold]on {target.name}[/bold] ({escape(target.summary)})", soft_wrap=True)
+        lines = [f"install  {target.install}", f"run      {target.command(str(bundle), task)}"]
+        for line in [*lines, *([f"note     {target.note}"] if target.note else [])]:
+            out.print(f"  {escape(line)}", soft_wrap=True)
 
 
 def _figures(a: Agreement | LiftAgreement) -> tuple[str, ...]:

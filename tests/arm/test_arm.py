@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +60,26 @@ def answer_of(estimator, scene) -> Answer:
         scores=np.concatenate([pose.scores for pose in poses]),
         seconds=0.0,
     )
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76"])
+def test_doctor_describes_the_emulated_board(cpu, arm_bed_of, tmp_path):
+    """Its Python cannot start another, so engines are not asked there; click and rich are this machine's."""
+    for name in ("click", "rich", "markdown_it", "mdurl", "pygments"):
+        spec = importlib.util.find_spec(name)
+        assert spec
+        (tmp_path / name).symlink_to(Path(str(spec.origin)).parent)
+    script = (
+        "import sys; sys.path.append(sys.argv.pop()); from edgepose.cli import main; main(['doctor', '--json', '-'])"
+    )
+    done = arm_bed_of("arm64").run("onnxruntime", cpu, ["-c", script, tmp_path], 60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["board"]["machine"], found["targets"][0]) == ("aarch64", "arm64")
+    assert found["cpu"]["name"] == f"1 x {cpu.title()}"
+    assert ("asimddp" in found["cpu"]["isa"]) == (cpu == "cortex-a76")
+    states = {row["name"]: row["state"] for row in found["engines"]}
+    assert (states["onnxruntime"], states["tflite"]) == ("not asked", "missing")
 
 
 BROKEN = [

@@ -21,7 +21,19 @@ from edgepose.sources import open_source
 
 def test_help_names_every_command(edgepose):
     text = edgepose("--help").stdout
-    for name in ("convert", "run", "bench", "validate", "sensitivity", "reproduce", "inspect", "models", "demo"):
+    for name in (
+        "convert",
+        "run",
+        "bench",
+        "validate",
+        "sensitivity",
+        "reproduce",
+        "inspect",
+        "doctor",
+        "targets",
+        "models",
+        "demo",
+    ):
         assert f"\n  {name} " in text
         text_of_command = edgepose(name, "--help").stdout
         assert "Usage: edgepose" in text_of_command

@@ -94,7 +94,12 @@ def test_recipes_are_named_by_engine_and_survive_the_manifest():
 
 @pytest.mark.parametrize(
     ("isa", "expected"),
-    [(["avx2", "avx512_vnni"], "openvino-vnni"), (["avx2", "avx_vnni"], "openvino-vnni"), (["avx2"], "openvino-avx2")],
+    [
+        (["avx2", "avx512_vnni"], "openvino-vnni"),
+        (["avx2", "avx_vnni"], "openvino-vnni"),
+        (["avx2"], "openvino-avx2"),
+        (["asimd", "asimddp"], "openvino-vnni"),
+    ],
 )
 def test_the_recipe_follows_the_processor(monkeypatch, isa, expected):
     monkeypatch.setattr("edgepose.converters.recipes.instruction_sets", lambda: isa)

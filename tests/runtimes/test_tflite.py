@@ -16,7 +16,8 @@ import pytest
 from edgepose import BundleError, EngineError, EngineUnavailable
 from edgepose.bundle import Bundle, Variant
 from edgepose.runtimes import registry, tflite
-from edgepose.runtimes.load import _default_variant, load
+from edgepose.runtimes.load import load
+from edgepose.runtimes.preference import rank_variants
 from edgepose.runtimes.registry import open_engine
 from edgepose.runtimes.tflite import TfliteEngine, TfliteLibrary, import_tflite
 from edgepose.runtimes.tflite_file import with_metadata
@@ -429,4 +430,5 @@ def test_a_bundle_gives_what_is_installed_here(installed, monkeypatch, here, eng
     names = {"onnx-fp32": ".onnx", "onnx-int8": ".onnx", "tflite-fp32": ".tflite", "tflite-int8": ".tflite"}
     names["torch-fp32"] = ".pt2"
     rows = tuple(Variant(name, (name + suffix,), {}, 0.0) for name, suffix in names.items())
-    assert _default_variant(Bundle(Path("b"), SPEC, rows, {}, {}), engine, device).name == variant
+    (first, *_), _ = rank_variants(Bundle(Path("b"), SPEC, rows, {}, {}), engine, device)
+    assert first.variant.name == variant
