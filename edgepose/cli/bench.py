@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edgepose.cli._console import out, print_table, progress, remark, write_figures
+from edgepose.cli._bench_tables import print_benchmark
+from edgepose.cli._console import progress, write_figures
 from edgepose.cli._options import PATH, Opening, engine_options, split_list
 from edgepose.cli._variants import load_variants
+from edgepose.files import canonical_json
 from edgepose.machine import machine
-
-if TYPE_CHECKING:
-    from edgepose.errors import EdgePoseError
-    from edgepose.runtimes.latency import LatencyRow
 
 __all__ = ["bench", "command"]
 
@@ -26,7 +24,7 @@ __all__ = ["bench", "command"]
 @click.option("--iterations", type=click.IntRange(1), default=100, show_default=True, help="Timed rounds.")
 @click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Rounds before, not counted.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="People per call.")
-@click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
+@click.option("--json", "json_path", type=PATH, help="Write the figures here too; - for standard output.")
 @click.option("--force", is_flag=True, help="Replace the JSON file.")
 @engine_options
 def command(
@@ -45,7 +43,8 @@ def command(
     """
     from edgepose.sinks import check_output
 
-    if json_path:
+    to_stdout = json_path == Path("-")
+    if json_path and not to_stdout:
         check_output(json_path, force=force)
     data = bench(
         bundle,
@@ -54,8 +53,11 @@ def command(
         warmup=warmup,
         batch=batch,
         opening=opening,
+        show=not to_stdout,
     )
-    if json_path:
+    if to_stdout:
+        click.echo(canonical_json(data), nl=False)
+    elif json_path:
         write_figures(json_path, data)
 
 
@@ -67,8 +69,9 @@ def bench(
     warmup: int,
     batch: int = 1,
     opening: Opening | None = None,
+    show: bool = True,
 ) -> dict[str, Any]:
-    """Measure, print the table, and return everything for JSON.
+    """Measure, print the tables if asked to, and return the document of docs/bench.md.
 
     Raises:
         EdgePoseError: No variant runs here.
@@ -94,16 +97,18 @@ def bench(
             memory[row.variant] = peak_rss_mb(files[row.variant], row.engine, row.device, opening.threads, batch)
             update("measure memory in fresh processes", done, len(rows))
     megabytes = {name: model_bytes(files[name]) / 1e6 for name in estimators}
-    here = machine()
-    _print(path, rows, failed, megabytes, memory)
-    for name, where in placement.items():
-        if len(where) > 1:
-            remark(f"{name}: its nodes run in several places: {', '.join(f'{n} on {p}' for p, n in where.items())}")
-    how = f"{iterations} interleaved rounds, batch {batch}, {opening.threads or 'automatic'} threads"
-    versions = ", ".join(f"{name} {number}" for name, number in here["versions"].items())
-    out.print(f"{how}; {here['cpu']}, {here['cores']} cores; {versions}", style="dim")
-    return {
-        "machine": here,
+    data = {
+        "schema": 1,
+        "bundle": str(path),
+        "model": next(iter(estimators.values())).spec.name,
+        "settings": {
+            "mode": "latency",
+            "iterations": iterations,
+            "warmup": warmup,
+            "batch": [batch],
+            "threads": [opening.threads],
+        },
+        "machine": machine(),
         "rows": [
             asdict(row)
             | {"mb": megabytes[row.variant], "rss_mib": memory[row.variant], "placement": placement[row.variant]}
@@ -111,37 +116,6 @@ def bench(
         ],
         "failed": {name: str(error) for name, error in failed.items()},
     }
-
-
-def _print(
-    path: Path,
-    rows: list[LatencyRow],
-    failed: dict[str, EdgePoseError],
-    megabytes: dict[str, float],
-    memory: dict[str, float],
-) -> None:
-    latency: list[list[object]] = [
-        [
-            row.variant,
-            f"{row.engine} {row.device}",
-            f"{row.infer_ms:.2f}",
-            f"{row.p95_ms:.2f}",
-            f"{row.p99_ms:.2f}",
-            f"{row.speedup:.2f}" if row.speedup else None,
-            f"{megabytes[row.variant]:.2f}",
-            f"{memory[row.variant]:.0f}",
-        ]
-        for row in rows
-    ]
-    latency += [[name, "did not run", *[None] * 6] for name in failed]
-    columns = ("<variant", "<engine", "p50 ms", "p95 ms", "p99 ms", "x FP32", "MB", "RSS MiB")
-    print_table(f"inference of {path}", columns, latency, "x FP32: speed-up of the median over the first FP32 row")
-    for name, error in failed.items():
-        remark(f"{name} did not run: {error}")
-    stages = [
-        (row.variant, *(f"{ms:.2f}" for ms in (row.pre_ms, row.infer_ms, row.decode_ms, row.cpu_ms)), f"{row.fps:.1f}")
-        for row in rows
-    ]
-    print_table(
-        "median ms of each stage", ("<variant", "crop", "inference", "decode", "CPU of inference", "FPS"), stages
-    )
+    if show:
+        print_benchmark({"": data})
+    return data

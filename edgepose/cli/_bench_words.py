@@ -1,0 +1,56 @@
+"""What a benchmark document says, in words: the same for terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["conditions_words", "drift_words", "measured_words", "row_name"]
+
+_BUSY_SHARE = 0.05
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """The variant, with threads and batch where they were chosen."""
+    extra = [f"{row['threads']} threads"] if row.get("threads") else []
+    extra += [f"batch {row['batch']}"] if row.get("batch", 1) != 1 else []
+    return f"{row['variant']} ({', '.join(extra)})" if extra else str(row["variant"])
+
+
+def measured_words(data: Mapping[str, Any]) -> str:
+    """What was measured, how, and on what: one line."""
+    settings, machine = data["settings"], data["machine"]
+    length = (
+        f"{settings['duration_s']:g} s per variant"
+        if settings.get("duration_s")
+        else f"{settings.get('iterations')} timed runs per variant"
+    )
+    threads = "/".join(str(number or "automatic") for number in settings.get("threads") or [None])
+    batch = "/".join(str(size) for size in settings.get("batch") or [1])
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    what = "requests in flight together" if settings.get("mode") == "throughput" else "variants in turn"
+    return (
+        f"{data['model']}: {settings.get('mode', 'latency')}, {length}, {what}, batch {batch}, {threads} threads; "
+        f"{machine['cpu']}, {machine['cores']} cores; {versions}"
+    )
+
+
+def drift_words(row: Mapping[str, Any]) -> str:
+    """That a variant became slower or faster while it was measured."""
+    change = float(row["drift"])
+    return (
+        f"{row_name(row)}: the last third of its runs was {100 * abs(change):.0f} % "
+        f"{'slower' if change > 0 else 'faster'} than the first: the clock speed or the load changed"
+    )
+
+
+def conditions_words(data: Mapping[str, Any]) -> Iterator[str]:
+    """What disturbed the measurement: other processes, a hypervisor, throttling."""
+    found: Mapping[str, Any] = data.get("conditions") or {}
+    cores = data["machine"].get("cores") or 1
+    for key, who in (("other_cores", "other processes"), ("stolen_cores", "other guests of this host")):
+        used = found.get(key)
+        if used is not None and used > _BUSY_SHARE * cores:
+            yield f"{who} kept {used:.1f} of {cores} cores busy during the run: times are longer than they need be"
+    if found.get("throttled"):
+        yield "the processor was throttled during the run: cool it, or give it a better supply, and measure again"
