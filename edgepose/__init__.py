@@ -54,6 +54,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Poses",
+    "RemoteError",
     "SinkError",
     "SourceError",
     "TrainingError",

@@ -14,10 +14,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from edgepose.errors import EdgePoseError, LinkLost, RemoteError
 
@@ -112,7 +113,8 @@ class Link:
         Args:
             host: The board.
             config: An ssh configuration to use in place of the user's.
-            stop: Once set, running commands end with KeyboardInterrupt.
+            stop: Once set, running commands end with KeyboardInterrupt. Another event in its place lets the
+                clean-up run.
             connect_s: Seconds to wait for the board.
 
         Raises:
@@ -168,19 +170,17 @@ class Link:
         self,
         script: str,
         *,
-        stdin: BinaryIO | None = None,
+        stdin: bytes | None = None,
         timeout_s: float | None = None,
-        watch: Callable[[], None] | None = None,
-        finish: bool = False,
+        watch: Callable[[], None] = lambda: None,
     ) -> bytes:
         """Run a shell script on the board and return what it prints.
 
         Args:
             script: For a POSIX shell; what comes from outside must be quoted.
-            stdin: A file to feed it, from where it stands: its position tells how much was sent.
-            timeout_s: After this the link counts as lost.
+            stdin: What to feed it.
+            timeout_s: After this the link counts as lost; without, when the board has not answered for 15 s.
             watch: Called several times a second meanwhile.
-            finish: Run even when the stop event is set: for cleaning up.
 
         Raises:
             LinkLost: The link broke.
@@ -192,13 +192,13 @@ class Link:
         command = [*self._ssh, "-o", "ControlMaster=no", *self.host.words, f"exec sh -c {shlex.quote(whole)}"]
         process = subprocess.Popen(
             command,
-            stdin=stdin or subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            answer, complaint = self._communicate(process, timeout_s, watch, finish)
+            answer, complaint = self._communicate(process, stdin, timeout_s, watch)
         finally:
             _end(process)
         words = complaint.decode(errors="replace").strip().splitlines()
@@ -209,19 +209,22 @@ class Link:
         return answer.partition(_MARK)[2]
 
     def _communicate(
-        self, process: subprocess.Popen[bytes], timeout_s: float | None, watch: Callable[[], None] | None, finish: bool
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: bytes | None,
+        timeout_s: float | None,
+        watch: Callable[[], None],
     ) -> tuple[bytes, bytes]:
         deadline = time.monotonic() + timeout_s if timeout_s else None
         while True:
             try:
-                return process.communicate(timeout=_TICK_S)
+                return process.communicate(stdin, timeout=_TICK_S)
             except subprocess.TimeoutExpired:
-                if not finish:
-                    self._check_stop()
+                stdin = None  # is on its way
+                self._check_stop()
                 if deadline and time.monotonic() > deadline:
                     raise LinkLost(f"{self.host}: no answer within {timeout_s:.0f} s") from None
-                if watch:
-                    watch()
+                watch()
 
     def pause(self, seconds: float) -> None:
         """Sleep, unless stopped.
@@ -282,10 +285,11 @@ def _end(process: subprocess.Popen[Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    pipes: tuple[IO[Any] | None, ...] = (process.stdout, process.stderr)
+    pipes: tuple[IO[Any] | None, ...] = (process.stdin, process.stdout, process.stderr)
     for pipe in pipes:
         if pipe:
-            pipe.close()
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
 _NO_NAME = ("Could not resolve hostname",)

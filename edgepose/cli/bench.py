@@ -10,6 +10,7 @@ import click
 
 from edgepose.cli._bench_tables import print_benchmark
 from edgepose.cli._console import progress, write_figures
+from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._options import PATH, Opening, engine_options, split_list
 from edgepose.cli._variants import load_variants
 from edgepose.files import canonical_json
@@ -27,6 +28,7 @@ __all__ = ["bench", "command"]
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too; - for standard output.")
 @click.option("--force", is_flag=True, help="Replace the JSON file.")
 @engine_options
+@host_options
 def command(
     bundle: Path,
     variants: str | None,
@@ -36,16 +38,21 @@ def command(
     json_path: Path | None,
     force: bool,
     opening: Opening,
+    hosts: Hosts,
 ) -> None:
     """Measure every variant of BUNDLE (or one model file) here, interleaved round by round.
 
     Variants that cannot run stay in the table with the reason.
     """
+    from edgepose.cli._there import bench_there
     from edgepose.sinks import check_output
 
     to_stdout = json_path == Path("-")
     if json_path and not to_stdout:
         check_output(json_path, force=force)
+    if hosts:
+        bench_there(bundle, split_list(variants) if variants else None, hosts, json_path)
+        return
     data = bench(
         bundle,
         split_list(variants) if variants else None,
