@@ -289,7 +289,7 @@ class Board:
                 raise RemoteError(f"{self.host}: {path.name} arrives damaged: is it still being written there?")
         return True
 
-    def _text(self, script: str, stdin: bytes | None = None) -> str:
+    def _text(self, script: str, stdin: bytes = b"") -> str:
         """What a script prints; of a full disk the error says what to do."""
         try:
             return os.fsdecode(self.link.run(script, stdin=stdin))

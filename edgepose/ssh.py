@@ -14,7 +14,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -170,7 +169,7 @@ class Link:
         self,
         script: str,
         *,
-        stdin: bytes | None = None,
+        stdin: bytes = b"",
         timeout_s: float | None = None,
         watch: Callable[[], None] = lambda: None,
     ) -> bytes:
@@ -190,15 +189,14 @@ class Link:
         # What a login script prints comes before the mark; the login shell sees one quoted word.
         whole = f"echo {_MARK.decode().strip()}; {script}"
         command = [*self._ssh, "-o", "ControlMaster=no", *self.host.words, f"exec sh -c {shlex.quote(whole)}"]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with tempfile.TemporaryFile() as feed:
+            feed.write(stdin)
+            feed.seek(0)
+            process = subprocess.Popen(
+                command, stdin=feed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
         try:
-            answer, complaint = self._communicate(process, stdin, timeout_s, watch)
+            answer, complaint = self._communicate(process, timeout_s, watch)
         finally:
             _end(process)
         words = complaint.decode(errors="replace").strip().splitlines()
@@ -211,16 +209,14 @@ class Link:
     def _communicate(
         self,
         process: subprocess.Popen[bytes],
-        stdin: bytes | None,
         timeout_s: float | None,
         watch: Callable[[], None],
     ) -> tuple[bytes, bytes]:
         deadline = time.monotonic() + timeout_s if timeout_s else None
         while True:
             try:
-                return process.communicate(stdin, timeout=_TICK_S)
+                return process.communicate(timeout=_TICK_S)
             except subprocess.TimeoutExpired:
-                stdin = None  # is on its way
                 self._check_stop()
                 if deadline and time.monotonic() > deadline:
                     raise LinkLost(f"{self.host}: no answer within {timeout_s:.0f} s") from None
@@ -285,11 +281,10 @@ def _end(process: subprocess.Popen[Any]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    pipes: tuple[IO[Any] | None, ...] = (process.stdin, process.stdout, process.stderr)
+    pipes: tuple[IO[Any] | None, ...] = (process.stdout, process.stderr)
     for pipe in pipes:
         if pipe:
-            with suppress(BrokenPipeError):
-                pipe.close()
+            pipe.close()
 
 
 _NO_NAME = ("Could not resolve hostname",)

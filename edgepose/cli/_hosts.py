@@ -230,7 +230,7 @@ def perform(hosts: Hosts, words: Callable[[str], Sequence[Word]]) -> Outcome:
 def _outcome(futures: Mapping[str, Future[tuple[int, str]]]) -> Outcome:
     errors = {name: future.exception() for name, future in futures.items()}
     for error in errors.values():
-        if error is not None and not isinstance(error, EdgePoseError):
+        if error is not None and not isinstance(error, (EdgePoseError, OSError)):
             raise error
     failed = {name: str(error).removeprefix(f"{name}: ") for name, error in errors.items() if error}
     if len(failed) == len(futures):
@@ -265,7 +265,8 @@ def _work(
             if code not in (0, 1) or missing:
                 raise RemoteError(f"{host}: {_reason(code, complaint, missing)}")
             for line in _lines(complaint):
-                remark(f"{host}: {line}")
+                if not line.startswith("wrote "):  # of files that we name where they are here
+                    remark(f"{host}: {line}")
             say("done")
             return code, travels.named(job, board.printed(job, "stdout"))
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgepose.cli._bench_tables import print_benchmark
-from edgepose.cli._console import print_table, write_figures
+from edgepose.cli._console import print_table, remark, write_figures
 from edgepose.cli._hosts import Back, Hosts, Outcome, perform, words_of
 from edgepose.cli._outputs import Outputs
 from edgepose.errors import RemoteError
@@ -147,6 +147,8 @@ def validate_there(
         figures = read(outcome)
     outcome.show()
     _print_drops(bundle, figures)
+    for name in outcome.codes if report else ():
+        remark(f"wrote {folders[name]}")
     if json_path:
         write_figures(json_path, _together(figures, outcome))
     return max(outcome.codes.values()) or (2 if gate and outcome.failed else 0)
