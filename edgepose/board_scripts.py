@@ -44,7 +44,7 @@ df -Pk . | tail -n 1
 _WRITE = r"""
 cd %(folder)s || exit 1
 log=$(dd of=%(part)s bs=%(size)d seek=%(block)d conv=notrunc 2>&1) || {
-    printf '%%s\n' "$log" | grep '^dd:' >&2; rm -f %(part)s; exit 1; }
+    printf '%%s\n' "$log" | grep 'dd: ' >&2; rm -f %(part)s; exit 1; }
 """
 
 _RECEIVED = r"""
