@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
+from edgepose.runtimes.profile import OpTime, op_times
 from edgepose.types import TensorSpec
 
 __all__ = ["OnnxRuntimeEngine", "run_graph"]
@@ -106,6 +107,25 @@ class OnnxRuntimeEngine:
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         kernels = {e["name"]: e["args"]["provider"] for e in events if e["name"].endswith("_kernel_time")}
         return dict(Counter(kernels.values()))
+
+    def profile(self, feeds: Mapping[str, NDArray[Any]], runs: int) -> list[OpTime]:
+        """Time of each node; see :class:`edgepose.runtimes.profile.ProfilingEngine`."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._open(Path(folder) / "profile")
+            try:
+                for _ in range(1 + runs):
+                    session.run(None, dict(feeds))
+            except Exception as error:  # as above
+                raise EngineError(f"{self._path.name}: onnxruntime failed ({_first_line(error)})") from None
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        first = min((e["ts"] + e["dur"] for e in events if e["name"] == "model_run"), default=0)
+        seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+        for event in events:
+            if event["name"].endswith("_kernel_time") and event["ts"] >= first:
+                told = event["args"]
+                name = event["name"].removesuffix("_kernel_time")
+                seconds[name, told["op_name"], told["provider"]] += event["dur"] / 1e6
+        return op_times(seconds, runs)
 
     def close(self) -> None:
         """Free the session."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.runtimes.batches import Arrays, check_free, joined, ordered
+from edgepose.runtimes.profile import OpTime, op_times
 from edgepose.types import TensorSpec
 
 __all__ = ["MODES", "OpenVinoEngine", "Pending", "import_openvino", "usage_statistics_blocked"]
@@ -159,6 +160,25 @@ class OpenVinoEngine:
         real = {"f16": "f32"} if self._plugin == "CPU" else {}
         return dict(sorted(Counter(f"{self._plugin} {real.get(p, p)}" for p in executed).items()))
 
+    def profile(self, feeds: Mapping[str, NDArray[Any]], runs: int) -> list[OpTime]:
+        """Time of each node of the compiled graph; see :class:`edgepose.runtimes.profile.ProfilingEngine`.
+
+        A batch that is run in parts is profiled part by part.
+        """
+        seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+        settings = self._settings | {"PERF_COUNT": True}
+        try:
+            for size, arrays in _split(ordered(self.inputs, feeds), self._sizes):
+                model = self._core.compile_model(_with_batch(self._model, size), self._plugin, settings)
+                request = model.create_infer_request()
+                for run in range(1 + runs):
+                    request.infer(dict(enumerate(arrays)))
+                    for node, spent in _executed(request, self._plugin) if run else ():
+                        seconds[node] += spent
+        except Exception as error:  # see _read
+            raise self._failed(error) from None
+        return op_times(seconds, runs)
+
     def close(self) -> None:
         """Wait for what is under way and free the device; results that were not asked for stay to be had."""
         with self._lock:
@@ -250,6 +270,14 @@ class _Compiled:
             for _, part in self._ring:
                 if part is not None:
                     part.settle()
+
+
+def _executed(request: Any, plugin: str) -> Iterator[tuple[tuple[str, str, str], float]]:
+    """Name, kind and kernel (which says in which precision) of each node of the last run, and its seconds."""
+    for node in request.profiling_info:
+        if node.status == node.Status.EXECUTED:
+            where = f"{plugin} {node.exec_type}".strip()
+            yield (node.node_name, node.node_type, where), node.real_time.total_seconds()
 
 
 def _answers(request: Any, count: int) -> Arrays:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from edgepose.errors import EngineUnavailable
 from edgepose.types import Engine
 
-__all__ = ["ENTRY_POINT_GROUP", "EngineRow", "LoadableEngine", "engines", "open_engine"]
+__all__ = ["ENTRY_POINT_GROUP", "EngineRow", "LoadableEngine", "engines", "open_engine", "row_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def open_engine(
         EngineUnavailable: No such engine, device or option, or its library is not installed.
         EngineError: The engine cannot load the file.
     """
-    row = _row_for(path, name)
+    row = row_for(path, name)
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= 256):
         raise EngineUnavailable(f"threads: expected a whole number from 1 to 256, got {threads!r}")
     if not row.has_device(device):
@@ -170,7 +170,12 @@ def open_engine(
     return engine
 
 
-def _row_for(path: Path, name: str | None) -> EngineRow:
+def row_for(path: Path, name: str | None) -> EngineRow:
+    """The engine of that name, or the first that knows the file's suffix.
+
+    Raises:
+        EngineUnavailable: There is none, or it does not run such files.
+    """
     rows = engines()
     if name is None:
         fitting = [row for row in rows.values() if path.suffix.lower() in row.suffixes]

@@ -63,7 +63,7 @@ table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:ta
 th,td{padding:8px 12px;text-align:right;vertical-align:baseline;border-top:1px solid var(--rule);white-space:nowrap}
 thead th{border-top:0;color:var(--soft);font-weight:600;font-size:13px;line-height:1.3;vertical-align:bottom;
 white-space:normal;overflow-wrap:normal}
-thead th:first-child,tbody th,#provenance th{text-align:left}
+thead th:first-child,tbody th,#provenance th,#operators th:nth-child(-n+3),#native th:nth-child(2){text-align:left}
 tbody th{font-weight:600;white-space:normal;min-width:120px;overflow-wrap:break-word}
 #results tbody th{min-width:176px}#joints tbody th{white-space:nowrap}thead .unit{white-space:nowrap}
 thead .swatch{display:block;margin:0 0 3px auto}.short{white-space:nowrap}
@@ -104,7 +104,7 @@ STYLE = PLOT_CSS + _SHEET.replace("\n", "")
 """The whole style sheet of the page."""
 
 
-def document(title: str, *parts: str) -> str:
+def document(title: str, *parts: str, made_by: str = "edgepose validate") -> str:
     """The whole page, which needs nothing from elsewhere and forbids itself to ask."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -112,7 +112,7 @@ def document(title: str, *parts: str) -> str:
         'img-src data:"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{shown(title)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}<footer>Made by edgepose validate.</footer></main></body></html>\n"
+        f"<body><main>{''.join(parts)}<footer>Made by {shown(made_by)}.</footer></main></body></html>\n"
     )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgepose.cli._bench_words import conditions_words, drift_words, measured_words, row_name
 from edgepose.cli._console import out, print_table, remark
+from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
 
-__all__ = ["placement_remark", "print_benchmark"]
+if TYPE_CHECKING:
+    from edgepose.runtimes.compare import Comparison
+
+__all__ = ["placement_remark", "print_benchmark", "print_comparison"]
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -69,6 +72,11 @@ def _interval(host: str, row: Row) -> object:
     return None if low is None or high is None else f"{low:.2f} to {high:.2f}"
 
 
+def _fps_interval(host: str, row: Row) -> object:
+    low, high = row.get("fps_low"), row.get("fps_high")
+    return None if low is None or high is None else f"{low:.1f} to {high:.1f}"
+
+
 def _engine(host: str, row: Row) -> object:
     return f"{row['engine']} {row['device']}"
 
@@ -89,11 +97,10 @@ def _print_latency(
     columns = [
         *_identity(rows, named),
         _Column("in flight", lambda host, row: row.get("in_flight")),
-        *([_Column("FPS", _figure("fps", 1), True)] if throughput else []),
-        _Column("p50 ms", _figure("infer_ms"), True),
-        _Column("95 % sure", _interval),
+        _Column("FPS", _figure("fps", 1), True) if throughput else _Column("p50 ms", _figure("infer_ms"), True),
+        _Column("95 % sure", _fps_interval if throughput else _interval),
         _Column("p95 ms", _figure("p95_ms"), True),
-        _Column("p99 ms", _figure("p99_ms"), True),
+        *([] if throughput else [_Column("p99 ms", _figure("p99_ms"), True)]),
         _Column("x FP32", _figure("speedup"), True),
         _Column("mJ", _figure("energy_mj", 1)),
         _Column("MB", _figure("mb"), True),
@@ -118,11 +125,12 @@ def _captions(rows: Sequence[tuple[str, Row]], throughput: bool) -> Iterator[str
     figure = "people per second" if throughput else "the median"
     bases = list(dict.fromkeys(str(row["baseline"]) for _, row in rows if row.get("baseline")))
     if bases:
-        yield f"x FP32: speed-up of {figure} over {', '.join(bases)} with the same threads and batch"
+        same = "with the same batch" if throughput else "with the same threads and batch"
+        yield f"x FP32: speed-up of {figure} over {', '.join(bases)} {same}"
     if throughput:
-        yield "times are those of one request among the others"
+        yield "p95: of one request among the others"
     if any(row.get("infer_low_ms") is not None for _, row in rows):
-        yield "95 % sure: where the median lies"
+        yield f"95 % sure: where {'it lies' if throughput else 'the median lies'}"
     if any(row.get("energy_mj") is not None for _, row in rows):
         yield "mJ: millijoules per call, idle power included"
 
@@ -183,9 +191,10 @@ def _print_native(rows: Sequence[tuple[str, Row]], named: bool) -> None:
 
     columns = [
         *_identity(asked, named),
+        _Column("p50 above", _figure("infer_ms"), True),
         _Column("<tool", lambda host, row: row["native"]["tool"] or row["native"]["note"], True),
         _Column("its p50 ms", of("tool_ms", 2), True),
-        _Column("ours ms", of("ours_ms", 2), True),
+        _Column("ours alone", of("ours_ms", 2), True),
         _Column("ours / its", of("ratio", 3), True),
     ]
     head, cells = _cells(columns, asked)
@@ -193,7 +202,7 @@ def _print_native(rows: Sequence[tuple[str, Row]], named: bool) -> None:
         "beside each engine's own benchmark tool",
         head,
         cells,
-        "both in fresh processes, in turn, with the same settings: medians of their medians",
+        "the tool and ours alone take turns, each time in a fresh process; ours / its: median over the turns",
     )
 
 
@@ -223,13 +232,36 @@ def _kinds(ops: Sequence[Row]) -> str:
     return "by kind: " + ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in ranked)
 
 
+def print_comparison(comparison: Comparison) -> None:
+    """Print how each row compares with the earlier benchmark's."""
+    lines: list[list[object]] = []
+    for row in comparison.rows:
+        after = None if row.after is None else f"{row.after:.2f}"
+        limits = None if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
+        ratio = None if row.ratio is None else f"{row.ratio:.2f}"
+        lines.append([row.name, f"{row.before:.2f}", after, ratio, limits, _STATES[row.state]])
+    columns = ("<variant", "then ms", "now ms", "now / then", "95 % sure", "<verdict")
+    allowed = f"allowed: {100 * comparison.max_slowdown:g} % slower; a row fails where all of its interval is beyond"
+    print_table("against the earlier benchmark", columns, lines, allowed)
+    for text in comparison.remarks:
+        remark(f"warning: {text}")
+    if comparison.new:
+        remark(f"not measured then: {', '.join(comparison.new)}")
+
+
+_STATES = {
+    "slower": "SLOWER",
+    "missing": "DID NOT RUN",
+    "unsure": "slower, perhaps by chance: measure longer",
+    "faster": "faster",
+    "same": "no slower than allowed",
+}
+
+
 def _remarks(data: Document) -> Iterator[str]:
-    for row in data["rows"]:
-        text = placement_remark(row_name(row), row.get("placement") or {})
-        if text:
-            yield text
-        if row.get("drifted"):
-            yield drift_words(row)
+    placed = [placement_remark(row["variant"], row.get("placement") or {}) for row in data["rows"]]
+    yield from dict.fromkeys(text for text in placed if text)
+    yield from (drift_words(row) for row in data["rows"] if row.get("drifted"))
     yield from conditions_words(data)
     yield from data.get("remarks") or ()
 

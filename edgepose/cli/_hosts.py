@@ -164,7 +164,10 @@ def _option_words(parameter: click.Parameter, value: Any) -> list[str]:
     name = parameter.opts[0]
     if getattr(parameter, "is_flag", False) and isinstance(value, bool):
         return [name if value else parameter.secondary_opts[0]]
-    return [f"{name}={one}" for one in (value if parameter.multiple else [value])]
+    if parameter.multiple:
+        return [f"{name}={one}" for one in value]
+    listed = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return [f"{name}={listed}"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["PATH", "Opening", "engine_options", "keypoints_from_option", "normalisation_option", "split_list"]
+__all__ = [
+    "PATH",
+    "Opening",
+    "counts",
+    "engine_options",
+    "keypoints_from_option",
+    "normalisation_option",
+    "split_list",
+    "sweep_options",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -26,6 +35,32 @@ normalisation_option = click.option(
     "--normalisation",
     type=click.Choice(["screen", "bbox"]),
     help="For lifting models: how their keypoints are normalised.  [default: the model's]",
+)
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 256), help="Threads of one inference.  [default: the engine's choice]"
+)
+
+
+def counts(most: int) -> Callable[[str], tuple[int, ...]]:
+    """A type of options: ``1,2,4`` -> (1, 2, 4), whole numbers from 1 without repeats."""
+
+    def numbers(text: str) -> tuple[int, ...]:
+        words = [word.strip() for word in text.split(",")]
+        if not all(word.isascii() and word.isdigit() and 1 <= int(word) <= most for word in words):
+            raise click.BadParameter(f"{text!r}: give whole numbers from 1 to {most}, separated by commas")
+        return tuple(dict.fromkeys(map(int, words)))
+
+    return numbers
+
+
+thread_counts_option = click.option(
+    "--threads",
+    "thread_counts",
+    type=counts(256),
+    metavar="N[,N...]",
+    help="Threads of one inference; several are measured in turn: 1,2,4.  [default: the engine's choice]",
 )
 
 
@@ -50,13 +85,21 @@ class Opening:
 
 def engine_options(command: _F) -> _F:
     """--engine, --device, --threads, --engine-option and --no-self-test, as one argument ``opening``."""
+    return _with_opening(command, threads_option)
 
+
+def sweep_options(command: _F) -> _F:
+    """The same, but several numbers of threads, as an argument ``thread_counts`` of their own."""
+    return _with_opening(command, thread_counts_option)
+
+
+def _with_opening(command: _F, threads_option: Callable[[_F], _F]) -> _F:
     @functools.wraps(command)
     def with_opening(
         *,
         engine: str | None,
         device: str,
-        threads: int | None,
+        threads: int | None = None,
         engine_option: tuple[str, ...],
         no_self_test: bool,
         **others: Any,
@@ -73,9 +116,7 @@ def engine_options(command: _F) -> _F:
             metavar="NAME=VALUE",
             help="An option of the engine, for instance mode=throughput; may be given again.",
         ),
-        click.option(
-            "--threads", type=click.IntRange(1, 256), help="Threads of one inference.  [default: the engine's choice]"
-        ),
+        threads_option,
         click.option(
             "--device",
             default="auto",

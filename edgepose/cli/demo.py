@@ -49,7 +49,7 @@ def command(output: Path, force: bool) -> None:
     models = load(bundle, variant="onnx-int8"), load_lifter(lifter, variant="onnx-int8")
     run_source(models[0], str(SAMPLE_CLIP), Outputs(video, poses), lifter=models[1])
     _step(4, "measure latency here")
-    bench(bundle, iterations=100, warmup=10)
+    bench(bundle)
     _step(5, "compare INT8 with FP32 on the clip, without labels: in 2D, and at the end of the chain")
     estimators, _ = load_variants(bundle)
     lifters, _ = load_variants(lifter)

@@ -60,21 +60,23 @@ def test_options_reach_the_board_as_they_were_given(edgepose, yard, starter_bund
     option = 'path=it\'s "$HOME" `id`'
     done = edgepose(
         *("bench", starter_bundle / "onnx-int8.onnx", "--host", f"ssh://{name}", "--ssh-config", yard.config),
-        *("--json", "-", "--no-self-test", "--engine-option", option, "--engine-option", "b=-c", "--device", "npu"),
+        *("--json", "-", "--no-self-test", "--engine-option", option, "--engine-option", "b=-c", "--threads", "1,2"),
     )
-    assert json.loads(done.stdout)["hosts"][f"ssh://{name}"]["failed"] == {"onnx-int8": "no such engine"}
+    document = json.loads(done.stdout)  # of one board it is what bench would write here
+    assert document["rows"][0]["infer_ms"] == 2
+    assert document["bundle"] == str(starter_bundle / "onnx-int8.onnx")
     given = words(yard, name)
     assert given[0] == "bench"
     assert given[1].endswith("/onnx-int8.onnx")
     assert sorted(given[2:-1]) == sorted(
-        ["--no-self-test", f"--engine-option={option}", "--engine-option=b=-c", "--device=npu"]
+        ["--no-self-test", f"--engine-option={option}", "--engine-option=b=-c", "--threads=1,2"]
     )
 
 
 def test_every_board_failed(edgepose, yard, starter_bundle, tmp_path):
     killed, crashed = yard.board("kill -9 $$"), yard.board("echo Traceback >&2; echo 'OSError: gone' >&2; exit 1")
-    silent, vanished = yard.board(""), yard.board("kill -9 0")
-    names = [word for name in (killed, crashed, silent, vanished) for word in ("--host", name)]
+    silent, vanished, odd = yard.board(""), yard.board("kill -9 0"), yard.board('echo "{}" > "$json"')
+    names = [word for name in (killed, crashed, silent, vanished, odd) for word in ("--host", name)]
     done = edgepose("bench", starter_bundle, "--ssh-config", yard.config, *names, code=2)
     assert done.stdout == ""
     assert done.stderr.splitlines()[-1].startswith("error: ")
@@ -83,6 +85,7 @@ def test_every_board_failed(edgepose, yard, starter_bundle, tmp_path):
         f"{crashed}: edgepose failed there with exit code 1: OSError: gone",
         f"{silent}: did not write ",
         f"{vanished}: the command vanished there: was the board started again?",
+        f"{odd}: its figures are damaged: is no benchmark of edgepose ('schema' is missing)",
     ):
         assert reason in done.stderr.splitlines()[-1]
 
@@ -150,7 +153,7 @@ def test_validate_there_and_its_gate(edgepose, yard, starter_bundle, tmp_path):
         "report.md",
     ]
     data = json.loads((tmp_path / "v.json").read_text())
-    assert data["hosts"][name]["drops"].keys() == {"onnx-int8"}
+    assert data["drops"].keys() == {"onnx-int8"}
 
 
 EVIDENCE = {"drops": {"onnx-int8": 0.25}, "validation": {"baseline": "onnx-fp32"}}
@@ -175,6 +178,10 @@ def test_drops_side_by_side_and_a_board_that_was_not_measured(edgepose, yard, st
     ("arguments", "message"),
     [
         (("bench", "B", "--host", "a", "--host", "a"), "--host names the same board twice"),
+        (
+            ("bench", "B", "--host", "a", "--host", "b", "--html", "x.html"),
+            "--html are of one machine: give one --host",
+        ),
         (("bench", "B", "--remote-venv", "x"), "--remote-venv and --ssh-config go with --host"),
         (("bench", "B", "--host", "-oProxyCommand=x"), "give user@board, user@board:port or ssh://user@board:port"),
         (("bench", "B/nothing", "--host", "a"), "no such bundle or model file"),

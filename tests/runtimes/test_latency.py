@@ -1,4 +1,4 @@
-"""Latency rows: every round is counted, and a slower engine is seen as slower."""
+"""Latency rows: every run is counted, warming up is not, and what fails is a row with the reason."""
 
 from __future__ import annotations
 
@@ -9,53 +9,111 @@ import pytest
 
 import edgepose
 from edgepose import EngineError
-from edgepose.runtimes.latency import measure_latency, peak_rss_mb
+from edgepose.model import LoadedModel
+from edgepose.models.registry import get_model
+from edgepose.runtimes.latency import latency_rows, measure_latency, time_models
+from edgepose.runtimes.memory import peak_memory
+
+SPEC = get_model("ampose-s").spec
 
 
-class Slowed:
-    """An engine that takes some milliseconds more."""
+class Sleeper:
+    """An engine that sleeps; so many first calls take longer, and a call may fail."""
 
-    def __init__(self, engine, seconds):
-        self._engine = engine
-        self._seconds = seconds
-        self.calls = 0
+    name, device, metadata = "sleeper", "cpu", {}
+
+    def __init__(self, seconds, cold=0, fails_at=None):
+        self.seconds, self.cold, self.fails_at, self.calls = seconds, cold, fails_at, 0
+        self.inputs, self.outputs = (SPEC.input,), (SPEC.output,)
 
     def run(self, feeds):
         self.calls += 1
-        time.sleep(self._seconds)
-        return self._engine.run(feeds)
+        if self.calls == self.fails_at:
+            raise EngineError("it broke")
+        time.sleep(self.seconds * (8 if self.calls <= self.cold else 1))
+        return {SPEC.output.name: np.zeros((len(feeds[SPEC.input.name]), *SPEC.output.shape[1:]), np.float32)}
 
-    def __getattr__(self, name):
-        return getattr(self._engine, name)
+    def placement(self):
+        return {"CPU": 1}
+
+    def close(self):
+        pass
 
 
-def test_a_slower_variant_is_measured_as_slower(starter_bundle):
-    estimators = {name: edgepose.load(starter_bundle, variant=name) for name in ("onnx-fp32", "onnx-int8")}
-    slowed = Slowed(estimators["onnx-int8"].engine, 0.1)
-    estimators["onnx-int8"].engine = slowed
+def models(**engines):
+    return {name.replace("_", "-"): LoadedModel(engine, SPEC, name) for name, engine in engines.items()}
+
+
+def test_a_slower_variant_is_measured_as_slower():
+    fast, slow = Sleeper(0.002), Sleeper(0.02)
     rounds = []
-    rows = measure_latency(estimators, iterations=6, warmup=2, batch=2, progress=lambda *done: rounds.append(done))
-    fast, slow = rows
-    assert slowed.calls == 8
-    assert rounds[-1] == (8, 8)
-    assert fast.speedup == 1
-    assert slow.speedup == pytest.approx(fast.infer_ms / slow.infer_ms)
-    assert slow.infer_ms > fast.infer_ms + 20
-    assert slow.cpu_ms < slow.infer_ms + 20  # sleeping is no CPU time
-    assert slow.infer_ms <= slow.p95_ms <= slow.p99_ms
-    assert slow.fps == pytest.approx(2000 / (slow.pre_ms + slow.infer_ms + slow.decode_ms))
-    assert (slow.variant, slow.engine, slow.device, slow.batch, slow.iterations) == (
-        "onnx-int8",
-        "onnxruntime",
-        "cpu",
-        2,
-        6,
+    measured = measure_latency(
+        models(a_fp32=fast, a_int8=slow), iterations=12, warmup=3, batch=2, progress=lambda *done: rounds.append(done)
     )
+    first, second = measured
+    assert slow.calls == 3 + 1 + 12 + 3  # one run before each turn of five is not timed
+    assert rounds[-1] == (12, 12)
+    assert (first.speedup, first.baseline) == (1, "a-fp32")
+    assert second.speedup == pytest.approx(first.infer_ms / second.infer_ms)
+    assert second.infer_ms >= 20 > first.infer_ms
+    assert second.cpu_ms < 10  # sleeping is no CPU time
+    assert second.infer_low_ms <= second.infer_ms <= second.infer_high_ms
+    assert second.infer_ms <= second.p95_ms <= second.p99_ms
+    assert second.percentiles_ms[50] == second.infer_ms
+    assert second.fps == pytest.approx(2000 / (second.pre_ms + second.infer_ms + second.decode_ms))
+    assert (second.variant, second.engine, second.batch, second.iterations) == ("a-int8", "sleeper", 2, 12)
+
+
+def test_warming_up_goes_on_until_times_are_steady_and_is_not_counted():
+    engine = Sleeper(0.003, cold=9)
+    timing = time_models(models(a_fp32=engine), iterations=10)
+    (row,) = latency_rows(models(a_fp32=engine), timing.times, 1, None)
+    assert row.steady
+    assert row.infer_ms < 8  # 24 ms while it was cold
+    assert engine.calls >= 10 + 10 + 9
+
+
+def test_warming_up_ends_even_if_times_never_settle():
+    class Restless(Sleeper):
+        def run(self, feeds):
+            self.seconds = 0.001 * 1.5 ** ((self.calls // 6) % 7)  # every turn takes another time
+            return super().run(feeds)
+
+    engine = Restless(0)
+    timing = time_models(models(a_fp32=engine), iterations=5)
+    assert not timing.times["a-fp32"].steady
+    assert engine.calls == 11 * 6
+
+
+def test_a_duration_holds_for_each_variant():
+    start = time.perf_counter()
+    timing = time_models(models(a_fp32=Sleeper(0.002), b_fp32=Sleeper(0.002)), duration_s=0.2, warmup=0)
+    assert 0.4 <= time.perf_counter() - start < 4
+    counts = [len(times.infer) for times in timing.times.values()]
+    assert counts[0] == counts[1] >= 10
+
+
+def test_a_variant_that_breaks_half_way_leaves_the_others():
+    found = models(a_fp32=Sleeper(0.001), a_int8=Sleeper(0.001, fails_at=9))
+    timing = time_models(found, iterations=10, warmup=1)
+    assert list(timing.times) == ["a-fp32"]
+    assert str(timing.failed["a-int8"]) == "it broke"
+    with pytest.raises(EngineError, match="it broke"):
+        measure_latency(models(a_fp32=Sleeper(0, fails_at=2)), iterations=3)
+
+
+def test_a_2d_model_is_timed_from_picture_to_joints(starter_bundle):
+    (row,) = measure_latency({"onnx-fp32": edgepose.load(starter_bundle, variant="onnx-fp32")}, iterations=5, warmup=1)
+    assert row.pre_ms > 0
+    assert row.decode_ms > 0
+    assert row.engine == "onnxruntime"
 
 
 def test_memory_is_that_of_a_process_that_runs_the_model(starter_bundle, tmp_path):
     ballast = np.ones(60_000_000)  # 480 MB in this process: none of it may be counted
-    assert 30 < peak_rss_mb(starter_bundle / "onnx-int8.onnx", "onnxruntime", "cpu", 1) < 300
+    memory = peak_memory(starter_bundle / "onnx-int8.onnx", "onnxruntime", "cpu", 1)
+    assert 30 < memory.rss_mib < 300
+    assert memory.gpu_mib is None
     assert ballast.any()
     with pytest.raises(EngineError, match=r"none.onnx: the process that measures memory failed"):
-        peak_rss_mb(tmp_path / "none.onnx", "onnxruntime", "cpu", None)
+        peak_memory(tmp_path / "none.onnx", "onnxruntime", "cpu", None)

@@ -12,7 +12,7 @@ _BUSY_SHARE = 0.05
 
 def row_name(row: Mapping[str, Any]) -> str:
     """The variant, with threads and batch where they were chosen."""
-    extra = [f"{row['threads']} threads"] if row.get("threads") else []
+    extra = [_plural(row["threads"], "thread")] if row.get("threads") else []
     extra += [f"batch {row['batch']}"] if row.get("batch", 1) != 1 else []
     return f"{row['variant']} ({', '.join(extra)})" if extra else str(row["variant"])
 
@@ -25,14 +25,20 @@ def measured_words(data: Mapping[str, Any]) -> str:
         if settings.get("duration_s")
         else f"{settings.get('iterations')} timed runs per variant"
     )
-    threads = "/".join(str(number or "automatic") for number in settings.get("threads") or [None])
+    threads = [number or "automatic" for number in settings.get("threads") or [None]]
     batch = "/".join(str(size) for size in settings.get("batch") or [1])
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     what = "requests in flight together" if settings.get("mode") == "throughput" else "variants in turn"
     return (
-        f"{data['model']}: {settings.get('mode', 'latency')}, {length}, {what}, batch {batch}, {threads} threads; "
-        f"{machine['cpu']}, {machine['cores']} cores; {versions}"
+        f"{data['model']}: {settings.get('mode', 'latency')}, {length}, {what}, batch {batch}, "
+        f"{_plural(threads, 'thread')}; {machine['cpu']}, {machine['cores']} cores; {versions}"
     )
+
+
+def _plural(numbers: Any, noun: str) -> str:
+    """``1 thread``, ``2 threads``, ``1/2 threads``."""
+    text = "/".join(map(str, numbers)) if isinstance(numbers, list) else str(numbers)
+    return f"{text} {noun}" + ("" if text == "1" else "s")
 
 
 def drift_words(row: Mapping[str, Any]) -> str:
