@@ -11,6 +11,8 @@
     ├── PipelineError             a stage of a running pipeline that failed in a way that nobody foresaw
     ├── SinkError                 an output that cannot be written
     ├── DatasetError              annotations or images that are missing, malformed or do not fit the model
+    ├── RemoteError               a board that cannot be reached, or where a command failed
+    │   └── LinkLost              a link to a board that broke, or could not be made in time: it may come back
     └── TrainingError             a training that diverged, or that cannot go on from where it stopped
 
 A message says what is wrong, where, and what to do, in one line.
@@ -27,7 +29,9 @@ __all__ = [
     "EngineError",
     "EngineUnavailable",
     "GateError",
+    "LinkLost",
     "PipelineError",
+    "RemoteError",
     "SinkError",
     "SourceError",
     "StopRequested",
@@ -77,6 +81,14 @@ class PipelineError(EdgePoseError):
 
 class DatasetError(EdgePoseError):
     """Annotations or images are missing, malformed, or do not fit the model."""
+
+
+class RemoteError(EdgePoseError):
+    """A board cannot be reached, or a command failed there."""
+
+
+class LinkLost(RemoteError):
+    """The link to a board broke, or could not be made in time: it may come back."""
 
 
 class TrainingError(EdgePoseError):

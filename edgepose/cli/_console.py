@@ -15,7 +15,7 @@ from rich.table import Table
 
 from edgepose.files import canonical_json, replace_file
 
-__all__ = ["err", "out", "print_table", "progress", "remark", "write_figures"]
+__all__ = ["err", "out", "print_table", "progress", "remark", "statuses", "write_figures"]
 
 _PIPED_WIDTH = 120
 
@@ -80,6 +80,19 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
         yield update
         _finish(bar)
+
+
+@contextmanager
+def statuses(names: Sequence[str]) -> Iterator[Callable[[str, str], None]]:
+    """A line per name, for work that goes on at the same time: call it with the name and what it is doing."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=err.is_terminal) as bar:
+        tasks = {name: bar.add_task(escape(name), total=None) for name in names}
+
+        def update(name: str, text: str) -> None:
+            bar.update(tasks[name], description=escape(f"{name}: {text}"))
+
+        yield update
 
 
 def _finish(bar: Progress) -> None:

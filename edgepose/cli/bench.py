@@ -12,6 +12,7 @@ import click
 
 from edgepose.cli._bench_tables import print_benchmark, print_comparison
 from edgepose.cli._console import progress, remark, write_figures
+from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._options import PATH, Opening, counts, split_list, sweep_options
 from edgepose.cli._variants import load_variants
 from edgepose.files import canonical_json, replace_file
@@ -53,6 +54,7 @@ _STDOUT = Path("-")
 @click.option("--html", "html_path", type=PATH, help="Write a page with plots here.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @sweep_options
+@host_options
 def command(
     bundle: Path,
     variants: str | None,
@@ -75,6 +77,7 @@ def command(
     force: bool,
     thread_counts: tuple[int, ...] | None,
     opening: Opening,
+    hosts: Hosts,
 ) -> int:
     """Measure every variant of BUNDLE (or one model file) here, in turn. docs/bench.md says how.
 
@@ -84,7 +87,9 @@ def command(
     edgepose bench bundle --threads 1,2,4 --html bench.html
     edgepose bench bundle --json main.json                        on the old version
     edgepose bench bundle --compare main.json --max-slowdown 10%  on the new one: exit code 1 where it is slower
+    edgepose bench bundle --host pi@board --host jetson           on two boards at the same time: docs/remote.md
     """
+    from edgepose.cli._there import bench_there
     from edgepose.runtimes.benchmark import Settings
     from edgepose.runtimes.compare import check_machine, compare, read_benchmark
 
@@ -112,7 +117,13 @@ def command(
         frames=frames,
     )
     show = json_path != _STDOUT
-    data = bench(bundle, split_list(variants) if variants else None, settings, opening=opening, show=show)
+    names = split_list(variants) if variants else None
+    if len(hosts.names) > 1 and (earlier or outputs.of_one):
+        raise click.UsageError("--compare, --markdown, --csv and --html are of one machine: give one --host")
+    if hosts:
+        data = bench_there(bundle, names, hosts, source, show=show)
+    else:
+        data = bench(bundle, names, settings, opening=opening, show=show)
     comparison = compare(before, data, allowed) if before else None
     if comparison and show:
         print_comparison(comparison)
@@ -191,6 +202,11 @@ class _Outputs:
     markdown: Path | None = None
     csv: Path | None = None
     html: Path | None = None
+
+    @property
+    def of_one(self) -> bool:
+        """Whether one is asked for that shows one machine."""
+        return bool(self.markdown or self.csv or self.html)
 
     def check(self, *, force: bool, inputs: list[Path]) -> None:
         """Refuse what cannot or must not be written, before anything is measured."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
+from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._options import PATH, Opening, engine_options
 from edgepose.cli._outputs import Outputs
 from edgepose.cli._plan import planned
@@ -68,6 +69,7 @@ _LAYOUTS = "yolox, yolox-nms, rtmdet, yolov5, yolov8, end2end, torchvision, detr
 @click.option("--max-frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--force", is_flag=True, help="Replace outputs that are there.")
 @engine_options
+@host_options
 def command(
     bundle: Path,
     source: str,
@@ -100,7 +102,8 @@ def command(
     max_frames: int | None,
     force: bool,
     opening: Opening,
-) -> None:
+    hosts: Hosts,
+) -> int:
     """Estimate poses on a source with BUNDLE (or one model file).
 
     \b
@@ -108,6 +111,7 @@ def command(
     edgepose run bundle --lift lifter --source clip.mp4 --out annotated.mp4      poses in space beside the picture
     edgepose run bundle --detector yolox.onnx --source rtsp://camera/1 --serve   several people, watched in a browser
     """
+    from edgepose.cli._there import run_there
     from edgepose.runtimes.detectors import load_detector
     from edgepose.runtimes.load import load, load_lifter
     from edgepose.skeletons import skeleton_map
@@ -116,6 +120,8 @@ def command(
     outputs = Outputs(video, json_lines, coco, mqtt, serve, serve_token, window, metrics)
     outputs.check([bundle, Path(source), *filter(None, (boxes, lift, detector))], force=force)
     _check_people(boxes, detector, detector_layout, smooth)
+    if hosts:
+        return run_there(hosts, outputs, source, {"bundle": variant, "lift": lift_variant}, force=force)
     options = SourceOptions(_size(size), fps, fourcc, loop, pace, not no_reconnect)
     estimator = load(
         bundle,
@@ -155,6 +161,7 @@ def command(
         most=most,
         smooth=smooth,
     )
+    return 0
 
 
 def run_source(

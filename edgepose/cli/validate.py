@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from edgepose.calibration.datasets.registry import DATASETS
 from edgepose.cli._accuracy import print_validation
 from edgepose.cli._console import remark, write_figures
+from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._measure import measure, measure_chain, with_latency
 from edgepose.cli._options import PATH, Opening, engine_options, split_list
 from edgepose.cli._predictions import PREDICTIONS, score_predictions
@@ -63,6 +64,7 @@ _KINDS = "; ".join(f"{kind}: {row.help}" for kind, row in DATASETS.items())
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
 @click.option("--force", is_flag=True, help="Replace the report and the JSON file.")
 @engine_options
+@host_options
 def command(
     bundle: Path,
     kind: str | None,
@@ -80,6 +82,7 @@ def command(
     json_path: Path | None,
     force: bool,
     opening: Opening,
+    hosts: Hosts,
 ) -> int:
     """Measure the accuracy of BUNDLE's variants on the same crops, and the drop from FP32.
 
@@ -95,6 +98,7 @@ def command(
     edgepose validate bundle --chain lifter --root footage.mp4        2D and lifting together
     """
     from edgepose.calibration.report.write import evidence, verdicts_of, write_report
+    from edgepose.cli._there import validate_there
 
     _check_outputs(json_path, report, force, [path for path in (bundle, chain, detections) if path], root)
     if max_drop is not None and not math.isfinite(max_drop):
@@ -105,9 +109,17 @@ def command(
         if json_path:
             write_figures(json_path, figures)
         return 0
+    chosen = None if variants is None else _with_baseline(bundle, split_list(variants), baseline)
+    lifting_names = split_list(chain_variants) if chain_variants else None
+    if hosts:
+        needed = {"bundle": chosen, "chain": lifting_names}
+        data = {"root": root, "detections": detections}
+        return validate_there(
+            bundle, hosts, needed, data, json_path=json_path, report=report, gate=max_drop is not None
+        )
     loaded, unusable = load_variants(
         bundle,
-        None if variants is None else _with_baseline(bundle, split_list(variants), baseline),
+        chosen,
         opening,
         measure_anyway=True,
     )
@@ -117,8 +129,7 @@ def command(
     if chain:
         if not all(isinstance(model, Estimator) for model in loaded.values()):
             raise EdgePoseError(f"{bundle}: --chain begins with a 2D bundle, and this is a lifting one: swap the two")
-        names = split_list(chain_variants) if chain_variants else None
-        lifting, unfit = load_variants(chain, names, replace(opening, engine=None, options={}))
+        lifting, unfit = load_variants(chain, lifting_names, replace(opening, engine=None, options={}))
         result = measure_chain(
             loaded,
             lifting,
