@@ -118,7 +118,6 @@ def _check_widths(row: ModelRow) -> None:
         raise ValueError(f"it answers {_x(tuple(answer.shape))}")
 
 
-
 def build_random(row: ModelRow, seed: int) -> Checkpoint:
     """A model with random weights, for experiments; marked as such."""
     with torch.random.fork_rng(devices=[]):

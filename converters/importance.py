@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -137,7 +136,9 @@ def _merged_heads(model: nn.Module) -> Iterator[dict[str, tuple[MultiheadSelfAtt
         if isinstance(module, MultiheadSelfAttention):
             found[name] = (module, [])
             hooks.append(
-                module.out_proj.register_forward_hook(lambda _, inputs, __, parts=found[name][1]: parts.append(inputs[0]))
+                module.out_proj.register_forward_hook(
+                    lambda _, inputs, __, parts=found[name][1]: parts.append(inputs[0])
+                )
             )
     try:
         yield found

@@ -25,7 +25,17 @@ from edgepose.errors import PruningError
 from edgepose.files import replace_file
 from edgepose.models.narrow import widths_of
 
-__all__ = ["ROUND_TO", "Plan", "global_plan", "layer_costs", "prune", "rounded_width", "save_pruned", "uniform_plan"]
+__all__ = [
+    "ROUND_TO",
+    "Plan",
+    "channel_scores",
+    "global_plan",
+    "layer_costs",
+    "prune",
+    "rounded_width",
+    "save_pruned",
+    "uniform_plan",
+]
 
 ROUND_TO = 16
 """INT8 kernels work on so many channels at a time: others cost the same as the next multiple."""
@@ -53,7 +63,9 @@ class Plan:
         return {**asdict(self), "widths": dict(self.widths), "removed": list(self.removed)}
 
 
-def prune(checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = None) -> Checkpoint:
+def prune(
+    checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = None, *, scores: Importance | None = None
+) -> Checkpoint:
     """A smaller copy of a model; the checkpoint stays as it is.
 
     Args:
@@ -61,6 +73,7 @@ def prune(checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = Non
         plan: What to take out.
         samples: (N, ...) inputs of the model, a few dozen of the user's own: importance ``taylor`` needs them, and
             heads are chosen by their attention maps on them; without, by their weights.
+        scores: From :func:`channel_scores`, where several plans share them.
 
     Returns:
         A checkpoint whose row is smaller; its source says what it was pruned from, and how.
@@ -71,8 +84,10 @@ def prune(checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = Non
     groups = {group.name: group for group in channel_groups(checkpoint.model)}
     _check(checkpoint, plan, groups)
     model = copy.deepcopy(checkpoint.model)
-    scores = _scores(checkpoint, plan.importance, samples)
+    if plan.widths:
+        scores = scores or channel_scores(checkpoint, plan.importance, samples)
     for name, width in plan.widths.items():
+        assert scores is not None
         keep(model, groups[name], _best(scores(groups[name]), width))
     row = checkpoint.row.shrunk(_sizes(checkpoint, plan))
     weights = _without_layers(model.state_dict(), plan.removed, _modules_of_a_layer(model))
@@ -146,20 +161,18 @@ def global_plan(
         PruningError: As there, or so few channels cannot be kept: the least that can are named.
     """
     _check_ratio(ratio, "the model")
-    groups = [group for group in _free(checkpoint.model, kept) if group.width > _step(group, round_to)]
-    scores = _scores(checkpoint, how, samples)
-    widths = {group.name: group.width for group in groups}
+    groups = {g.name: g for g in _free(checkpoint.model, kept) if g.width > _step(g, round_to)}
+    scores = channel_scores(checkpoint, how, samples)
+    portions = [part for group in groups.values() for part in _portions(group, scores(group), round_to)]
+    widths = {name: group.width for name, group in groups.items()}
     total = sum(widths.values())
-    for _, group, left in sorted(
-        (portion for group in groups for portion in _portions(group, scores(group), round_to)), key=lambda p: p[0]
-    ):
+    for _, name, left in sorted(portions):
         if sum(widths.values()) <= ratio * total:
             break
-        widths[group.name] = min(left, widths[group.name])
-    else:
-        if (least := sum(widths.values()) / max(total, 1)) > ratio:
-            raise PruningError(f"cannot keep {ratio:g} of the channels: with {round_to} in each layer it is {least:.2f}")
-    return Plan({group.name: widths[group.name] for group in groups if widths[group.name] < group.width}, importance=how)
+        widths[name] = min(left, widths[name])
+    if (least := sum(widths.values()) / max(total, 1)) > ratio:
+        raise PruningError(f"cannot keep {ratio:g} of the channels: with {round_to} in each layer it is {least:.2f}")
+    return Plan({name: width for name, width in widths.items() if width < groups[name].width}, importance=how)
 
 
 def rounded_width(group: Group, ratio: float, round_to: int = ROUND_TO) -> int:
@@ -249,14 +262,19 @@ def _step(group: Group, round_to: int) -> int:
     return group.unit if group.unit > 1 else round_to
 
 
-def _portions(group: Group, scores: Tensor, round_to: int) -> list[tuple[float, Group, int]]:
-    """What can go of a group, least important first: its mean score, and how wide the group is without it."""
+def _portions(group: Group, scores: Tensor, round_to: int) -> list[tuple[float, str, int]]:
+    """What can go of a group, least important first: its mean score, the group, how wide that is then."""
     step, ordered = _step(group, round_to), (scores / scores.mean()).sort(descending=True).values
     starts = range(step, group.width, step)
-    return [(float(ordered[start : start + step].mean()), group, start) for start in reversed(starts)]
+    return [(float(ordered[start : start + step].mean()), group.name, start) for start in reversed(starts)]
 
 
-def _scores(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) -> Importance:
+def channel_scores(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) -> Importance:
+    """Scores of a model's channels: see :func:`edgepose.converters.importance.importance`.
+
+    Raises:
+        PruningError: There is no such importance, or it needs samples.
+    """
     try:
         return importance(how, deployed(checkpoint.model, checkpoint.row.spec), samples)
     except ValueError as error:

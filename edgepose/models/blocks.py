@@ -177,9 +177,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Encoder layers over the pixels of a feature map."""
 
-    def __init__(
-        self, layers: int, d_model: int, heads: int, feedforward: int, pool: PoolTokens | None = None
-    ) -> None:
+    def __init__(self, layers: int, d_model: int, heads: int, feedforward: int, pool: PoolTokens | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(d_model, heads, feedforward, pool) for _ in range(layers))
 
