@@ -66,7 +66,7 @@ def importance(how: str, model: nn.Module, samples: NDArray[Any] | None) -> Impo
 def answers(model: nn.Module, samples: NDArray[Any]) -> Tensor:
     """What a deployed model answers, (N, ...) float32."""
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch in torch.from_numpy(samples).split(_BATCH)])
+        return torch.cat([model(batch) for batch in torch.split(torch.from_numpy(samples), _BATCH)])
 
 
 def output_change(full: Tensor, changed: Tensor) -> float:
@@ -82,7 +82,7 @@ def _saliency(model: nn.Module, samples: NDArray[Any]) -> dict[str, Tensor]:
     """|weight x gradient|, added up over the samples."""
     parameters = {name: p for name, p in model.get_submodule("model").named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for sample in torch.from_numpy(samples).split(1):
+    for sample in torch.split(torch.from_numpy(samples), 1):
         loss = model(sample).square().mean() / 2
         for (name, parameter), gradient in zip(
             parameters.items(), torch.autograd.grad(loss, list(parameters.values())), strict=True
@@ -120,9 +120,11 @@ def _head_scores(model: nn.Module, samples: NDArray[Any]) -> Mapping[str, Tensor
     with _merged_heads(model.get_submodule("model")) as merged:
         answers(model, samples)
     for name, (module, parts) in merged.items():
-        units = torch.cat(parts).unflatten(-1, (module.heads, module.head_dim))  # (N, T, heads, head_dim)
-        weight = module.out_proj.weight.detach().unflatten(1, (module.heads, module.head_dim))
-        added = torch.einsum("nthe,dhe->nthd", units - units.mean(1, keepdim=True), weight)
+        each = (module.heads, module.head_dim)
+        mixed = torch.cat(parts)
+        mixed = (mixed - mixed.mean(1, keepdim=True)).reshape(*mixed.shape[:2], *each)
+        weight = module.out_proj.weight.detach().reshape(-1, *each)
+        added = torch.einsum("nthe,dhe->nthd", mixed, weight)
         scores[name] = added.square().mean((0, 1, 3)).double().repeat_interleave(module.head_dim)
     return scores
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from edgepose.converters.checkpoint import Checkpoint
@@ -76,8 +75,7 @@ def _made(checkpoint: Checkpoint, row: VariantRow, samples: NDArray[Any], folder
     """The file of one model."""
     folder.mkdir()
     spec, source = checkpoint.row.spec, folder / f"source{get_variant(row.source).suffixes[0]}"
-    export = export_onnx if row.source == BASELINE else _export_tflite
-    export(rewrite(checkpoint.model), spec, source)
+    _export(checkpoint, row, source)
     recipe = Recipe("none")
     if row.calibrated:
         recipe = replace(default_recipe(row.engine, checkpoint.row.task), bias_correction="none")
@@ -87,7 +85,12 @@ def _made(checkpoint: Checkpoint, row: VariantRow, samples: NDArray[Any], folder
     return path
 
 
-def _export_tflite(model: torch.nn.Module, spec: Any, path: Path) -> None:
+def _export(checkpoint: Checkpoint, row: VariantRow, path: Path) -> None:
+    """The float model that a variant is made from."""
+    model, spec = rewrite(checkpoint.model), checkpoint.row.spec
+    if row.source == BASELINE:
+        export_onnx(model, spec, path)
+        return
     from edgepose.converters.tflite import export_tflite
 
     export_tflite(model, spec, path)

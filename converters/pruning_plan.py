@@ -24,7 +24,7 @@ from edgepose.converters.pruning import ROUND_TO, Plan, channel_scores, layer_co
 from edgepose.converters.pruning_latency import Measure
 from edgepose.errors import PruningError
 
-__all__ = ["Change", "Planned", "choose", "forecast", "plan_for_latency", "possible_changes", "try_changes"]
+__all__ = ["Change", "Planned", "choose", "forecast", "plan_for_latency", "possible_changes", "reach", "try_changes"]
 
 _RATIOS = (0.75, 0.5, 0.25)
 _BASE, _CHOSEN = "as it is", "the plan"
@@ -67,6 +67,8 @@ class Planned:
         error: Predicted change of the answers, relative RMS, before any training.
         base_ms, measured_ms: Of the unpruned and of the pruned model, measured side by side.
         tried: Every change that was measured.
+        attempts: Predicted and measured shares of every combination that was timed; the last is this one. The first
+            prediction knows of each part alone.
     """
 
     plan: Plan
@@ -78,6 +80,7 @@ class Planned:
     base_ms: float
     measured_ms: float
     tried: tuple[Change, ...]
+    attempts: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, the plan among them."""
@@ -85,7 +88,8 @@ class Planned:
         for row in rows:
             del row["plan"]
         rest = {key: getattr(self, key) for key in ("target", "predicted", "measured", "error")}
-        return {"plan": self.plan.to_dict(), "changes": rows, **rest}
+        attempts = [list(attempt) for attempt in self.attempts]
+        return {"plan": self.plan.to_dict(), "changes": rows, "attempts": attempts, **rest}
 
 
 def plan_for_latency(
@@ -118,16 +122,31 @@ def plan_for_latency(
     few = samples[:_JUDGED]
     found = possible_changes(checkpoint, few, how=how, round_to=round_to, kept=kept)
     tried = try_changes(checkpoint, found, few, measure, scores, progress)
-    real, planned = 1.0, None
+    return reach(checkpoint, tried, target, measure, scores)
+
+
+def reach(
+    checkpoint: Checkpoint, tried: Sequence[Change], target: float, measure: Measure, scores: Importance
+) -> Planned:
+    """Choose, prune and time, and choose again with what was learned, until the target is reached.
+
+    Args:
+        checkpoint, target, measure: As for :func:`plan_for_latency`.
+        tried: From :func:`try_changes`; several targets can share it.
+        scores: From :func:`edgepose.converters.pruning.channel_scores`.
+
+    Raises:
+        PruningError: The target is out of reach.
+    """
+    real, attempts = 1.0, list[tuple[float, float]]()
     for _ in range(_ROUNDS):
         planned = _attempt(checkpoint, tried, target, real, measure, scores)
-        if planned.measured <= target * _NEAR or planned.predicted >= 1:
-            break
+        attempts.append((planned.predicted, planned.measured))
+        if planned.measured <= target * _NEAR:
+            return replace(planned, attempts=tuple(attempts))
         real *= max(1 - planned.measured, _NOISE) / (1 - planned.predicted)
-    assert planned is not None
-    if planned.measured > target * _NEAR:
-        raise PruningError(f"target latency {target:g}x is out of reach: the best measured is {planned.measured:.2f}x")
-    return planned
+    best = min(measured for _, measured in attempts)
+    raise PruningError(f"target latency {target:g}x is out of reach: the best measured is {best:.2f}x")
 
 
 def possible_changes(

@@ -180,8 +180,10 @@ class _FusedAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.pool is None:
-            return self.qkv(x).chunk(3, dim=-1)
-        return (self.q(x), *self.kv(self.pool(x)).chunk(2, dim=-1))
+            together: Tensor = self.qkv(x)
+            return together.chunk(3, dim=-1)
+        keys_values: Tensor = self.kv(self.pool(x))
+        return (self.q(x), *keys_values.chunk(2, dim=-1))
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, inner) -> (N, heads, T, head_dim); a single head stays as it is."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgepose import CheckpointError, PruningError
+from edgepose import CheckpointError, ConversionError, PruningError
 from edgepose.assets import SAMPLE_CLIP, STARTER_MODEL, STARTER_WEIGHTS
 from edgepose.converters.channels import channel_groups, keep
 from edgepose.converters.checkpoint import build_random, load_checkpoint, pruned_content
@@ -19,6 +19,7 @@ from edgepose.converters.contract import deployed
 from edgepose.converters.convert import convert
 from edgepose.converters.importance import importance
 from edgepose.converters.pruning import Plan, global_plan, layer_costs, prune, save_pruned, uniform_plan
+from edgepose.converters.pruning_latency import engine_latency
 from edgepose.converters.pruning_plan import Change, choose, plan_for_latency
 from edgepose.converters.training.lifting import LiftingTask
 from edgepose.converters.training.loop import Settings, train
@@ -364,6 +365,8 @@ def test_a_plan_for_a_latency_reaches_it(starter, crops):
     planned = plan_for_latency(starter, 0.7, crops, by_weights)
     assert planned.measured <= 0.7 * 1.03
     assert planned.predicted == pytest.approx(planned.measured, rel=0.15)
+    predicted, measured = planned.attempts[0]  # which knows of each part alone
+    assert predicted == pytest.approx(measured, rel=0.15)
     small = prune(starter, planned.plan, crops)
     assert by_weights({"x": small})["x"] == planned.measured_ms
     told = planned.to_dict()
@@ -376,6 +379,15 @@ def test_an_unreachable_latency_is_refused_with_the_best_there_is(starter, crops
         plan_for_latency(starter, 0.01, crops, by_weights)
     with pytest.raises(PruningError, match=r"target latency 1\.2x: give a share"):
         plan_for_latency(starter, 1.2, crops, by_weights)
+
+
+def test_models_are_timed_on_the_engine_side_by_side(starter, pruned, crops):
+    measure = engine_latency("onnx-fp32", crops, threads=1)
+    latency = measure({"whole": starter, "small": pruned})
+    assert latency.keys() == {"whole", "small"}
+    assert min(latency.values()) > 0
+    with pytest.raises(ConversionError, match="onnx-fp16: this version converts to"):
+        engine_latency("onnx-fp16", crops)
 
 
 def test_the_choice_is_the_best_of_all():
