@@ -11,6 +11,7 @@
     ├── PipelineError             a stage of a running pipeline that failed in a way that nobody foresaw
     ├── SinkError                 an output that cannot be written
     ├── DatasetError              annotations or images that are missing, malformed or do not fit the model
+    ├── PruningError              a plan that does not fit a model, or leaves nothing of it
     ├── RemoteError               a board that cannot be reached, or where a command failed
     │   └── LinkLost              a link to a board that broke, or could not be made in time: it may come back
     └── TrainingError             a training that diverged, or that cannot go on from where it stopped
@@ -31,6 +32,7 @@ __all__ = [
     "GateError",
     "LinkLost",
     "PipelineError",
+    "PruningError",
     "RemoteError",
     "SinkError",
     "SourceError",
@@ -81,6 +83,10 @@ class PipelineError(EdgePoseError):
 
 class DatasetError(EdgePoseError):
     """Annotations or images are missing, malformed, or do not fit the model."""
+
+
+class PruningError(EdgePoseError):
+    """A plan does not fit a model, leaves nothing of a part of it, or cannot reach what was asked for."""
 
 
 class RemoteError(EdgePoseError):

@@ -85,6 +85,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "cpu",
+    content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     report: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
@@ -100,6 +101,7 @@ def train(
         settings: How.
         resume: Go on from :func:`resume_path`.
         device: A torch device.
+        content: What to write for a state dict: of a pruned model its configuration as well.
         progress: Called with stage, steps done, steps in all; the stage holds the time left.
         report: Called after each epoch.
 
@@ -109,6 +111,7 @@ def train(
     """
     torch.manual_seed(settings.seed)
     run = _Run(model.to(device), task, out, settings, torch.device(device))
+    run.content = content
     if resume:
         run.restore()
     for number in range(len(run.history) + 1, settings.epochs + 1):
@@ -148,6 +151,7 @@ class _Run:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
         self.history: list[Epoch] = []
+        self.content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
         self.steps = task.steps(settings.batch)
 
     def epoch(self, number: int, progress: Callable[[str, int, int], None]) -> Epoch:
@@ -200,7 +204,7 @@ class _Run:
             "random": torch.get_rng_state(),
             "history": [asdict(epoch) for epoch in self.history],
         }
-        weights = {key: tensor.cpu() for key, tensor in self.average.state_dict().items()}
+        weights = self.content({key: tensor.cpu() for key, tensor in self.average.state_dict().items()})
         for path, content in ((self.out, weights), (resume_path(self.out), state)):
             with replace_file(path) as partial:
                 torch.save(content, partial)
