@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgepose.errors import EngineUnavailable, TrainingError
 from edgepose.files import replace_file
 
-__all__ = ["Batch", "Epoch", "Settings", "Task", "choose_device", "resume_path", "train"]
+__all__ = ["Batch", "Epoch", "Settings", "Task", "best_epoch", "choose_device", "resume_path", "train"]
 
 Batch = tuple[Tensor, ...]
 
@@ -59,6 +59,8 @@ class Task(Protocol):
 
     identity: str
     """Pins the data: training goes on only with the same."""
+    higher_is_better: bool
+    """Whether a higher main score is a better one."""
 
     def steps(self, batch: int) -> int:
         """Batches in an epoch."""
@@ -84,6 +86,7 @@ def train(
     settings: Settings,
     *,
     resume: bool = False,
+    keep_best: bool = False,
     device: str = "cpu",
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     report: Callable[[Epoch], None] = lambda epoch: None,
@@ -99,6 +102,7 @@ def train(
         out: A state dict, which ``load_checkpoint`` reads.
         settings: How.
         resume: Go on from :func:`resume_path`.
+        keep_best: ``out`` holds the epoch with the best main score so far, and not the last.
         device: A torch device.
         progress: Called with stage, steps done, steps in all; the stage holds the time left.
         report: Called after each epoch.
@@ -108,7 +112,7 @@ def train(
             to resume, or it was started with other settings or data.
     """
     torch.manual_seed(settings.seed)
-    run = _Run(model.to(device), task, out, settings, torch.device(device))
+    run = _Run(model.to(device), task, out, settings, torch.device(device), keep_best)
     if resume:
         run.restore()
     for number in range(len(run.history) + 1, settings.epochs + 1):
@@ -116,6 +120,12 @@ def train(
         run.save()
         report(run.history[-1])
     return run.history
+
+
+def best_epoch(task: Task, history: Sequence[Epoch]) -> Epoch:
+    """The epoch with the best main score; of equal ones the first."""
+    sign = 1 if task.higher_is_better else -1
+    return max(history, key=lambda epoch: sign * next(iter(epoch.scores.values())))
 
 
 def choose_device(device: str, threads: int | None) -> None:
@@ -138,7 +148,10 @@ def resume_path(out: Path) -> Path:
 class _Run:
     """One training, between epochs or within one."""
 
-    def __init__(self, model: nn.Module, task: Task, out: Path, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, task: Task, out: Path, settings: Settings, device: torch.device, keep_best: bool
+    ) -> None:
+        self.keep_best = keep_best
         self.model, self.task, self.out, self.settings, self.device = model, task, out, settings, device
         self.average = copy.deepcopy(model).eval()
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -173,7 +186,8 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         value = float(loss.detach())
         if not math.isfinite(value + float(norm)):
-            kept = f"{self.out} has the weights of epoch {number - 1}" if self.history else "nothing was written"
+            epoch = best_epoch(self.task, self.history).number if self.keep_best and self.history else number - 1
+            kept = f"{self.out} has the weights of epoch {epoch}" if self.history else "nothing was written"
             raise TrainingError(
                 f"the loss is {value:g} and its gradient {float(norm):g} in step {step + 1} (epoch {number}): "
                 f"stopped, {kept}; take a lower learning rate"
@@ -201,7 +215,10 @@ class _Run:
             "history": [asdict(epoch) for epoch in self.history],
         }
         weights = {key: tensor.cpu() for key, tensor in self.average.state_dict().items()}
-        for path, content in ((self.out, weights), (resume_path(self.out), state)):
+        files = {resume_path(self.out): state}
+        if not self.keep_best or best_epoch(self.task, self.history) is self.history[-1]:
+            files = {self.out: weights, **files}
+        for path, content in files.items():
             with replace_file(path) as partial:
                 torch.save(content, partial)
 
