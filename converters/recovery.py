@@ -13,7 +13,7 @@ from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.training.loop import Epoch, Settings, Task, best_epoch, train
 from edgepose.converters.training.quantized import QuantizationAware, plain_state
 
-__all__ = ["pruning_record", "recover", "scores_of"]
+__all__ = ["recover", "recovery_record", "scores_of"]
 
 Scores = Mapping[str, float]
 
@@ -73,48 +73,32 @@ def recover(
     return replace(pruned, model=pruned.model.eval()), history
 
 
-def pruning_record(
-    parent: Checkpoint,
-    plan: Mapping[str, Any],
+def recovery_record(
     scores: Mapping[str, Scores],
-    latency: Mapping[str, Any],
-    data: Mapping[str, Any] | None,
-    task: Task | None,
-    settings: Settings | None,
+    data: Mapping[str, Any],
+    settings: Settings,
     history: Sequence[Epoch],
+    task: Task,
     *,
     quantized: bool = False,
 ) -> dict[str, Any]:
-    """What a pruned checkpoint tells of itself, in plain values.
+    """What a recovered checkpoint tells of how it was trained, in plain values, for ``save_pruned``.
 
     Args:
-        parent: What was pruned.
-        plan: What was cut.
         scores: ``before``, ``pruned`` and ``recovered``: name -> value.
-        latency: What was predicted and measured.
         data: The recovery data: source, count, hash.
-        task, settings, history: Of the recovery; None and nothing without one.
+        settings, history, task: Of the training; no history where there was none.
         quantized: Whether it computed with INT8's roundings.
     """
-    recovery = None
-    if task is not None and settings is not None:
-        best = best_epoch(task, history)
-        recovery = {
-            "data": dict(data or {}),
-            "settings": asdict(settings),
-            "quantization_aware": quantized,
-            "epochs": [asdict(epoch) for epoch in history],
-            "best_epoch": best.number,
-        }
-    return _plain(
-        {
-            "parent": dict(parent.source) | {"model": parent.row.name},
-            "plan": plan,
-            "latency": latency,
-            "recovery": recovery,
-            "scores": scores,
-        }
-    )
+    trained = {
+        "data": data,
+        "settings": asdict(settings),
+        "quantization_aware": quantized,
+        "epochs": [asdict(epoch) for epoch in history],
+        "best_epoch": best_epoch(task, history).number if history else None,
+    }
+    record: dict[str, Any] = _plain({"scores": scores, "recovery": trained if history else None})
+    return record
 
 
 def _plain(value: Any) -> Any:

@@ -17,11 +17,12 @@ from edgepose.calibration.samples import FindRegion, collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.onnx import export_onnx
 from edgepose.converters.rewrite import rewrite
+from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
-from edgepose.runtimes.load import load_file
+from edgepose.runtimes.load import load_model_file
 from edgepose.types import ModelSpec
 
-__all__ = ["HELPFUL", "Frames", "collect_frames", "fp32_estimator"]
+__all__ = ["HELPFUL", "Frames", "collect_frames", "fp32_estimator", "fp32_model"]
 
 HELPFUL = 500
 """Recovery on fewer crops of people is warned of: see benchmarks/pruning.py and docs/pruning.md."""
@@ -93,16 +94,23 @@ def collect_frames(
     )
 
 
-def fp32_estimator(checkpoint: Checkpoint) -> Estimator:
-    """A 2D model behind its contract in the engine that finds people quickest; ``close`` it.
+def fp32_model(checkpoint: Checkpoint) -> LoadedModel:
+    """A model behind its contract in the default engine, which is quicker than torch; ``close`` it.
 
     Raises:
         EngineError: It cannot be run.
     """
     with tempfile.TemporaryDirectory(prefix="edgepose-") as scratch:
-        path = Path(scratch) / "parent.onnx"
+        path = Path(scratch) / "model.onnx"
         export_onnx(rewrite(checkpoint.model), checkpoint.row.spec, path, {})
-        return load_file(path)
+        return load_model_file(path)
+
+
+def fp32_estimator(checkpoint: Checkpoint) -> Estimator:
+    """The same of a 2D model, which finds people."""
+    model = fp32_model(checkpoint)
+    assert isinstance(model, Estimator)
+    return model
 
 
 def _wide(spec: ModelSpec) -> ModelSpec:

@@ -1,0 +1,396 @@
+"""``edgepose prune``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgepose.cli._console import print_table, progress, remark, write_figures
+from edgepose.cli._options import PATH, split_list
+from edgepose.errors import DatasetError
+
+if TYPE_CHECKING:
+    from edgepose.converters.checkpoint import Checkpoint
+    from edgepose.converters.pruning import Plan
+    from edgepose.converters.training.loop import Epoch, Settings, Task
+
+__all__ = ["command"]
+
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What goes, as asked for."""
+
+    ratio: float | None
+    target: str | None
+    engine: str
+    kv_pool: int
+    drop_layers: int
+    keep: tuple[str, ...]
+    importance: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What to recover on, and what is known of it for the record."""
+
+    task: Task
+    record: Mapping[str, Any]
+
+
+@click.command("prune")
+@click.argument("checkpoint", type=PATH)
+@click.option("--model", required=True, help="Registered model that the checkpoint is of (edgepose models).")
+@click.option("--ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of the channels that goes.")
+@click.option("--target-latency", help="How fast INT8 has to be, as a part of what it takes now: 0.6x.")
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    default="openvino",
+    show_default=True,
+    help="Engine that --target-latency is measured on.",
+)
+@click.option(
+    "--kv-pool",
+    type=click.Choice(["1", "2", "4"]),
+    default="1",
+    help="Attend to means of so many keys and values a side: TransPose's attention is quadratic.",
+)
+@click.option(
+    "--drop-layers", type=click.IntRange(0, 64), default=0, help="Encoder layers that go: those that change least."
+)
+@click.option("--keep", default="", help="Layers that stay whole, by commas: layer1.0,reduce.")
+@click.option(
+    "--importance",
+    type=click.Choice(["l2", "bn", "taylor"]),
+    default="l2",
+    show_default=True,
+    help="What tells which channels go; taylor looks at the frames.",
+)
+@click.option(
+    "--frames",
+    "--calib",
+    type=PATH,
+    help="Your own pictures, or a video, without labels; for lifting models 3D poses (.npz).",
+)
+@click.option("--count", type=click.IntRange(16), default=2000, show_default=True, help="People to learn from at most.")
+@click.option(
+    "--data", type=PATH, help="Labelled pictures (a folder with train.zip and val.zip, say) to learn from too."
+)
+@click.option("--held-out", type=PATH, help="Labelled pictures to score with.  [default: val.zip beside train.zip]")
+@click.option(
+    "--epochs", type=click.IntRange(0, 10_000), default=20, show_default=True, help="0: leave it as it is cut."
+)
+@click.option("--batch", type=click.IntRange(2, 65_536), default=32, show_default=True, help="Examples in a step.")
+@click.option(
+    "--lr", type=click.FloatRange(0, 1, min_open=True), default=1e-3, show_default=True, help="Highest learning rate."
+)
+@click.option("--qat", is_flag=True, help="Train with INT8's roundings.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [default: PyTorch's choice]")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that make views.")
+@click.option("-o", "--output", type=PATH, required=True, help="Checkpoint to write.")
+@click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
+@click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
+def command(
+    checkpoint: Path,
+    model: str,
+    ratio: float | None,
+    target_latency: str | None,
+    engine: str,
+    kv_pool: str,
+    drop_layers: int,
+    keep: str,
+    importance: str,
+    frames: Path | None,
+    count: int,
+    data: Path | None,
+    held_out: Path | None,
+    epochs: int,
+    batch: int,
+    lr: float,
+    qat: bool,
+    seed: int,
+    device: str,
+    threads: int | None,
+    workers: int,
+    output: Path,
+    resume: bool,
+    json_path: Path | None,
+    force: bool,
+) -> None:
+    """Make CHECKPOINT smaller and faster, and let it learn again from what it was, on your own frames.
+
+    \b
+    edgepose prune tp_r.pth --model transpose-r-a4 --ratio 0.4 --frames footage.mp4 -o pruned.pth
+    """
+    from edgepose.cli.convert import require_converters
+    from edgepose.models.registry import get_model
+    from edgepose.sinks import check_output
+
+    row = get_model(model)
+    inputs = [path for path in (checkpoint, frames, data, held_out) if path]
+    for path in filter(None, (output, json_path)):
+        check_output(path, force=force or resume, inputs=inputs)
+    cut = _Cut(
+        ratio, target_latency, engine, int(kv_pool), drop_layers, tuple(split_list(keep)) if keep else (), importance
+    )
+    _check(cut, frames, data, held_out)
+    require_converters()
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.converters.training.loop import Settings, choose_device
+
+    choose_device(device, threads)
+    settings = Settings(epochs=max(epochs, 1), batch=batch, lr=lr, average=_AVERAGE, seed=seed)
+    parent = load_checkpoint(checkpoint, row)
+    work = output.with_name(f"{output.name}.work")
+    with progress() as update:
+        pruned = _resumed(work, parent) if resume else _cut(parent, cut, frames or data, seed, work, update)
+        found = _data(parent, pruned, frames, data, held_out, count, seed, workers, update)
+        recovered, history, scores = _recovered(
+            parent, pruned, found, work, settings, epochs, qat=qat, resume=resume, device=device, update=update
+        )
+        update("measure latency", 0, 0)
+        milliseconds = _latency({"before": parent, "pruned": recovered})
+    record = _record(scores, milliseconds, found, settings, history, quantized=qat)
+    from edgepose.converters.pruning import save_pruned
+
+    save_pruned(recovered, output, record)
+    shutil.rmtree(work, ignore_errors=True)
+    _print(parent, recovered, scores, milliseconds, output)
+    if json_path:
+        write_figures(json_path, _figures(recovered, record))
+
+
+_AVERAGE = 0.99
+"""Recovery is short: weights averaged over a thousand steps would lag behind."""
+
+
+def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | None) -> None:
+    if cut.ratio is not None and cut.target is not None:
+        raise click.UsageError("give either --ratio or --target-latency")
+    if not (cut.ratio or cut.target or cut.drop_layers or cut.kv_pool > 1):
+        raise click.UsageError("nothing to prune: give --ratio, --target-latency, --kv-pool or --drop-layers")
+    if frames is None and data is None:
+        raise DatasetError(
+            "no frames to recover on: give --frames with a folder of pictures or a video as your camera sees people, "
+            "or labelled pictures with --data"
+        )
+    if held_out and data is None:
+        raise click.UsageError("--held-out goes with --data")
+    for path in filter(None, (frames, data, held_out)):
+        if not path.exists():
+            raise DatasetError(f"{path}: no such file or folder")
+
+
+def _cut(parent: Checkpoint, cut: _Cut, frames: Path | None, seed: int, work: Path, update: Any) -> Checkpoint:
+    """The smaller model; it is kept for ``--resume``."""
+    from edgepose.converters.pruning import prune, save_pruned
+
+    assert frames
+    samples = _samples(parent, frames, seed, update)
+    update("plan", 0, 0)
+    plan = _plan(parent, cut, samples, update)
+    update("prune", 0, 0)
+    pruned = prune(parent, plan, samples)
+    work.mkdir(parents=True, exist_ok=True)
+    save_pruned(pruned, work / "pruned.pth")
+    for name, width in plan.widths.items():
+        remark(f"plan: {name} keeps {width} channels")
+    if plan.removed:
+        remark(f"plan: encoder layers {', '.join(map(str, plan.removed))} go")
+    return pruned
+
+
+def _plan(parent: Checkpoint, cut: _Cut, samples: Any, update: Any) -> Plan:
+    from dataclasses import replace
+
+    from edgepose.converters.pruning import Plan, global_plan, layer_costs
+
+    plan = Plan(importance=cut.importance)
+    if cut.ratio:
+        plan = global_plan(parent, 1 - cut.ratio, samples, how=cut.importance, kept=cut.keep)
+    if cut.drop_layers:
+        costs = layer_costs(parent, samples)
+        order = sorted(range(len(costs)), key=lambda i: costs[i])
+        plan = replace(plan, removed=tuple(sorted(order[: cut.drop_layers])))
+    return replace(plan, kv_pool=cut.kv_pool)
+
+
+def _resumed(work: Path, parent: Checkpoint) -> Checkpoint:
+    from edgepose.converters.checkpoint import load_checkpoint
+    from edgepose.errors import TrainingError
+
+    if not (work / "pruned.pth").is_file():
+        raise TrainingError(f"{work}: not there, so there is nothing to resume: start without --resume")
+    loaded = load_checkpoint(work / "pruned.pth", parent.row)
+    if loaded.source["parent"].get("sha256") != parent.source["sha256"]:
+        raise TrainingError(f"{work}: was pruned from another checkpoint: start again with --force")
+    return loaded
+
+
+def _samples(parent: Checkpoint, frames: Path, seed: int, update: Any) -> Any:
+    """A few inputs of the model, to judge channels, layers and heads on."""
+    from edgepose.calibration.datasets.registry import open_pictures
+    from edgepose.calibration.samples import collect
+    from edgepose.converters.samples import keypoint_samples
+    from edgepose.converters.training.frames import fp32_estimator
+
+    if parent.row.task == "lift3d":
+        return keypoint_samples(frames, None, parent.row.spec, _SAMPLES, seed, update).calibrate
+    estimator = fp32_estimator(parent)
+    data = open_pictures(_train_of(frames))
+    found = collect(data, parent.row.spec, _SAMPLES, seed, estimator.best_region, update, minimum=1)
+    estimator.close()
+    return found.crops
+
+
+def _train_of(data: Path) -> Path:
+    return data / "train.zip" if (data / "train.zip").is_file() else data
+
+
+def _data(
+    parent: Checkpoint,
+    pruned: Checkpoint,
+    frames: Path | None,
+    data: Path | None,
+    held_out: Path | None,
+    count: int,
+    seed: int,
+    workers: int,
+    update: Any,
+) -> _Data:
+    """What there is to learn from."""
+    source = frames or data
+    assert source
+    spec = parent.row.spec
+    if parent.row.task == "lift3d":
+        from edgepose.converters.training.lift_distillation import LiftDistillation
+        from edgepose.files import sha256_file
+
+        lifting = LiftDistillation(parent.model, source, spec, seed, labelled=data is not None)
+        return _Data(lifting, {"source": source.name, "sha256": sha256_file(source), "trained_on": len(lifting.train)})
+    from edgepose.calibration.datasets.registry import open_pictures
+    from edgepose.cli.finetune import labelled_pictures
+    from edgepose.converters.training.distillation import Distillation
+    from edgepose.converters.training.frames import collect_frames, fp32_estimator
+
+    labelled = labelled_pictures(parent.row, data, held_out, seed, workers) if data else None
+    estimator = fp32_estimator(parent)
+    found = collect_frames(open_pictures(_train_of(source)), spec, estimator.best_region, count, seed, update)
+    estimator.close()
+    for note in found.notes:
+        remark(f"note: {note}")
+    task = Distillation(parent.model, pruned.model, found, spec, seed, labelled=labelled, workers=workers)
+    return _Data(task, found.record)
+
+
+def _recovered(
+    parent: Checkpoint,
+    pruned: Checkpoint,
+    found: _Data,
+    work: Path,
+    settings: Settings,
+    epochs: int,
+    *,
+    qat: bool,
+    resume: bool,
+    device: str,
+    update: Any,
+) -> tuple[Checkpoint, list[Epoch], dict[str, dict[str, float]]]:
+    from edgepose.converters.recovery import recover, scores_of
+
+    update("score before and after pruning", 0, 0)
+    scores = {"before": scores_of(parent, found.task), "pruned": scores_of(pruned, found.task)}
+    remark(f"before: {_words(scores['before'])}")
+    remark(f"pruned: {_words(scores['pruned'])}")
+    if not epochs:
+        return pruned, [], scores
+    out = work / "recovered.pth"
+    recovered, history = recover(
+        pruned,
+        found.task,
+        out,
+        settings,
+        quantized=qat,
+        resume=resume and out.is_file(),
+        device=device,
+        progress=update,
+        report=lambda epoch: remark(_line(epoch)),
+    )
+    return recovered, history, {**scores, "recovered": scores_of(recovered, found.task)}
+
+
+def _latency(checkpoints: Mapping[str, Checkpoint]) -> dict[str, float]:
+    """Median milliseconds of each in the default engine, FP32, in turn."""
+    from edgepose.converters.training.frames import fp32_model
+    from edgepose.runtimes.latency import measure_latency
+
+    models = {name: fp32_model(checkpoint) for name, checkpoint in checkpoints.items()}
+    rows = measure_latency(models, iterations=30, warmup=5)
+    for model in models.values():
+        model.close()
+    return {row.variant: row.infer_ms for row in rows}
+
+
+def _record(
+    scores: Mapping[str, Mapping[str, float]],
+    milliseconds: Mapping[str, float],
+    found: _Data,
+    settings: Settings,
+    history: list[Epoch],
+    *,
+    quantized: bool,
+) -> dict[str, Any]:
+    from edgepose.converters.recovery import recovery_record
+
+    record = recovery_record(scores, found.record, settings, history, found.task, quantized=quantized)
+    return {**record, "latency": {"engine": "onnxruntime fp32", "measured_ms": dict(milliseconds)}}
+
+
+def _line(epoch: Epoch) -> str:
+    return f"epoch {epoch.number}: loss {epoch.loss:.4g}, {_words(epoch.scores)}, {epoch.seconds:.0f} s"
+
+
+def _words(scores: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+
+
+def _figures(recovered: Checkpoint, record: Mapping[str, Any]) -> dict[str, Any]:
+    from edgepose.machine import machine
+
+    return {"model": recovered.row.name, "pruned": recovered.source["pruned"], **record, "machine": machine()}
+
+
+def _print(
+    parent: Checkpoint,
+    recovered: Checkpoint,
+    scores: Mapping[str, Mapping[str, float]],
+    milliseconds: Mapping[str, float],
+    output: Path,
+) -> None:
+    """One row for each stage."""
+    names = list(scores["before"])
+    sizes = {
+        stage: sum(p.numel() for p in (parent if stage == "before" else recovered).model.parameters()) / 1e6
+        for stage in scores
+    }
+    rows = [
+        (stage, f"{sizes[stage]:.2f}", *(f"{found[name]:.2f}" for name in names)) for stage, found in scores.items()
+    ]
+    was, now = milliseconds["before"], milliseconds["pruned"]
+    unit = "millimetres" if recovered.row.task == "lift3d" else "points, shift in crop pixels"
+    caption = (
+        f"agreement is with the model before, on frames held out; scores in {unit}; "
+        f"onnxruntime FP32 takes {was:.1f} ms before and {now:.1f} ms now ({now / was:.2f}x)"
+    )
+    print_table(f"{recovered.row.name} -> {output}", ("<stage", "M parameters", *names), rows, caption)
