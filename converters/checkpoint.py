@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -13,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgepose.errors import CheckpointError
+from edgepose.errors import CheckpointError, EdgePoseError
 from edgepose.files import sha256_file
 from edgepose.models.registry import MODELS, ModelRow, get_model
 
-__all__ = ["Checkpoint", "build_random", "load_checkpoint"]
+__all__ = ["Checkpoint", "build_random", "load_checkpoint", "pruned_content"]
 
 _WRAPPERS = ("state_dict", "best_state_dict", "model")
 _PREFIX = "module."
 _POSITION = "pos_embedding"
+_PRUNED = "edgepose"
+"""Beside the weights of a pruned model: its registered name, configuration and parent."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Checkpoint:
 
     Attributes:
         model: In evaluation mode, on the CPU.
-        row: The registered model, resized where asked.
-        source: For the manifest: file name and SHA-256, or the seed of random weights.
+        row: The registered model, resized where asked, and as small as pruning has left it.
+        source: For the manifest: file name and SHA-256, or the seed of random weights; of a pruned model also
+            ``pruned``, its configuration, and ``parent``, what it was pruned from and how.
         notes: What a person should know, for instance a rebuilt position embedding.
     """
 
@@ -47,12 +51,15 @@ def load_checkpoint(path: Path, row: ModelRow) -> Checkpoint:
     Args:
         path: A state dict of any floating-point type, bare or wrapped in ``state_dict``, ``best_state_dict`` or
             ``model``, its keys perhaps prefixed with ``module.``.
-        row: The model. Where its input size is not the registered one, the sine position embedding is rebuilt.
+        row: The model. Where its input size is not the registered one, the sine position embedding is rebuilt. The
+            file of a pruned model says itself how much smaller it is.
 
     Raises:
         CheckpointError: The file is missing, damaged, holds code, or belongs to another model.
     """
-    state = _state_dict(_read(path), path)
+    data = _read(path)
+    state = _state_dict(data, path)
+    row, pruning = _as_pruned(data, row, path)
     model = row.build()
     _check_plain(state, path)
     state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
@@ -62,7 +69,53 @@ def load_checkpoint(path: Path, row: ModelRow) -> Checkpoint:
     if wanted != found:
         raise CheckpointError(_mismatch(path, row, wanted, found))
     model.load_state_dict(state)
-    return Checkpoint(model, row, {"file": path.name, "sha256": sha256_file(path), "random": False}, notes)
+    source = {"file": path.name, "sha256": sha256_file(path), "random": False, **pruning}
+    return Checkpoint(model, row, source, notes)
+
+
+def pruned_content(
+    row: ModelRow, weights: Mapping[str, Tensor], parent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What to save with ``torch.save`` so that :func:`load_checkpoint` reads it: bare weights where nothing is pruned.
+
+    Args:
+        row: The model, perhaps pruned.
+        weights: Its state dict.
+        parent: What it was pruned from and how, as JSON values: ``checkpoint.source.get("parent")`` of one that was
+            loaded, so that training it further keeps the record.
+    """
+    if not row.pruned:
+        return dict(weights)
+    config = {"model": row.name, "config": dict(row.pruned), "parent": dict(parent or {})}
+    return {_PRUNED: config, "state_dict": dict(weights)}
+
+
+def _as_pruned(data: Any, row: ModelRow, path: Path) -> tuple[ModelRow, dict[str, Any]]:
+    """The row as a file's configuration has it, and what the manifest says of it."""
+    found = data.get(_PRUNED) if isinstance(data, Mapping) else None
+    if found is None or isinstance(found, Tensor):
+        return row, {}
+    if not isinstance(found, Mapping) or not all(isinstance(found.get(k), Mapping) for k in ("config", "parent")):
+        raise CheckpointError(f"{path}: its configuration of a pruned model is damaged: copy it again")
+    if found.get("model") != row.name:
+        raise CheckpointError(f"{path}: is a pruned {str(found.get('model'))[:40]}, not {row.name}: use its --model")
+    try:
+        json.dumps(found)
+        row = row.shrunk(found["config"])
+        _check_widths(row)
+    except (EdgePoseError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise CheckpointError(f"{path}: its configuration fits no pruned model ({reason}): prune again") from None
+    return row, {"pruned": dict(row.pruned), "parent": dict(found["parent"])}
+
+
+def _check_widths(row: ModelRow) -> None:
+    """Run the model without its weights' memory: layers that do not fit each other raise RuntimeError."""
+    shape = (1, 3, *row.input_hw) if row.input_hw else (1, *row.spec.input.shape[1:])
+    with torch.device("meta"), torch.inference_mode():
+        answer = row.build()(torch.zeros([int(side or 0) for side in shape]))
+    if tuple(answer.shape[1:]) != tuple(row.spec.output.shape[1:]):
+        raise ValueError(f"it answers {_x(tuple(answer.shape))}")
 
 
 def build_random(row: ModelRow, seed: int) -> Checkpoint:

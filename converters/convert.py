@@ -33,7 +33,7 @@ from edgepose.runtimes.latency import measure_latency
 from edgepose.runtimes.load import load_model_file, model_bytes
 from edgepose.types import ModelSpec
 
-__all__ = ["Conversion", "ConversionRow", "Progress", "convert"]
+__all__ = ["Conversion", "ConversionRow", "Progress", "always_float", "convert"]
 
 Progress = Callable[[str, int, int], None]
 """Told the stage, how much of it is done, and out of how much (0: unknown)."""
@@ -188,7 +188,7 @@ class _Making:
         source = self.sources.path(row.source)  # on a clock of its own
         recipe = self.recipes.get(row.engine) or default_recipe(row.engine, self.checkpoint.row.task)
         if row.calibrated:
-            recipe = recipe.with_float(_always_float(row.layers(row.read(source)), self.checkpoint.row))
+            recipe = recipe.with_float(always_float(row.layers(row.read(source)), self.checkpoint.row))
         self.progress(f"make {row.name}", 0, 0)
         try:
             with self.clock.time(row.name):
@@ -315,7 +315,7 @@ def _checked(variants: Sequence[str], calibration: Path | None, recipes: Mapping
     return rows
 
 
-def _always_float(layers: Sequence[str], model: ModelRow) -> list[str]:
+def always_float(layers: Sequence[str], model: ModelRow) -> list[str]:
     """Layers of the modules that a model never has in INT8."""
     return [layer for layer in layers if layer.partition("/")[0] in model.float_modules]
 

@@ -149,48 +149,67 @@ def separate(table: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 class _FusedAttention(nn.Module):
-    """Self-attention over tokens whose position is known: one product for Q, K and V, and a constant."""
+    """Self-attention over tokens whose position is known: one product for Q, K and V, and a constant.
 
-    rows: Tensor
-    columns: Tensor
+    Where keys and values are pooled, one product for Q and one for K and V, of pooled tokens.
+    """
 
     def __init__(self, attention: MultiheadSelfAttention, position: Tensor) -> None:
         super().__init__()
-        self.heads = attention.heads
+        self.heads, self.head_dim, self.pool = attention.heads, attention.head_dim, attention.pool
         weight, bias = attention.in_proj_weight.detach().clone(), attention.in_proj_bias.detach().clone()
-        d = weight.shape[1]
-        scale = 1 / math.sqrt(d // self.heads)
-        weight[:d] *= scale
-        bias[:d] *= scale
+        n = attention.inner
+        scale = 1 / math.sqrt(self.head_dim)
+        weight[:n] *= scale
+        bias[:n] *= scale
         seen = weight.clone()
-        seen[2 * d :] = 0  # values do not see the position
-        whole = position[0][:, None], torch.zeros_like(position[0][:1, None])
-        rows, columns = separate(position[0]) or whole
-        self.register_buffer("rows", rows @ seen.T + bias)
-        self.register_buffer("columns", columns @ seen.T)
-        self.qkv = nn.Linear(d, 3 * d, bias=False).to(weight)
-        self.qkv.weight = _constant(weight)
+        seen[2 * n :] = 0  # values do not see the position
+        if self.pool is None:
+            self.qkv = _Projection(weight, bias, seen, position[0])
+        else:
+            self.q = _Projection(weight[:n], bias[:n], seen[:n], position[0])
+            self.kv = _Projection(weight[n:], bias[n:], seen[n:], self.pool(position)[0])
         self.out_proj = attention.out_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, d) -> (N, T, d)."""
-        q, k, v = (self._split(part) for part in (self.qkv(x) + self._constant()).chunk(3, dim=-1))
+        q, k, v = (self._split(part) for part in self._project(x))
         merged = self._merge(torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v)
         projected: Tensor = self.out_proj(merged)
         return projected
 
-    def _constant(self) -> Tensor:
-        """(T, 3 d): position and bias."""
-        return (self.rows + self.columns).flatten(0, 1)
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.pool is None:
+            return self.qkv(x).chunk(3, dim=-1)
+        return (self.q(x), *self.kv(self.pool(x)).chunk(2, dim=-1))
 
     def _split(self, x: Tensor) -> Tensor:
-        """(N, T, d) -> (N, heads, T, d / heads); a single head stays as it is."""
+        """(N, T, inner) -> (N, heads, T, head_dim); a single head stays as it is."""
         if self.heads == 1:
             return x
-        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
         return x if self.heads == 1 else x.transpose(1, 2).flatten(2)
+
+
+class _Projection(nn.Linear):
+    """x W + (position S + b): a linear layer whose bias differs from token to token."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, seen: Tensor, position: Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+        self.weight = _constant(weight)
+        whole = position[:, None], torch.zeros_like(position[:1, None])
+        rows, columns = separate(position) or whole
+        self.register_buffer("rows", rows @ seen.T + bias)
+        self.register_buffer("columns", columns @ seen.T)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, T, d) -> (N, T, D)."""
+        return super().forward(x) + (self.rows + self.columns).flatten(0, 1)
 
 
 class _FusedLayer(nn.Module):

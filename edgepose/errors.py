@@ -11,6 +11,7 @@
     ├── PipelineError             a stage of a running pipeline that failed in a way that nobody foresaw
     ├── SinkError                 an output that cannot be written
     ├── DatasetError              annotations or images that are missing, malformed or do not fit the model
+    ├── PruningError              a plan that does not fit a model, or leaves nothing of it
     └── TrainingError             a training that diverged, or that cannot go on from where it stopped
 
 A message says what is wrong, where, and what to do, in one line.
@@ -28,6 +29,7 @@ __all__ = [
     "EngineUnavailable",
     "GateError",
     "PipelineError",
+    "PruningError",
     "SinkError",
     "SourceError",
     "StopRequested",
@@ -77,6 +79,10 @@ class PipelineError(EdgePoseError):
 
 class DatasetError(EdgePoseError):
     """Annotations or images are missing, malformed, or do not fit the model."""
+
+
+class PruningError(EdgePoseError):
+    """A plan does not fit a model, leaves nothing of a part of it, or cannot reach what was asked for."""
 
 
 class TrainingError(EdgePoseError):

@@ -88,6 +88,7 @@ def train(
     resume: bool = False,
     keep_best: bool = False,
     device: str = "cpu",
+    content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     report: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
@@ -104,6 +105,7 @@ def train(
         resume: Go on from :func:`resume_path`.
         keep_best: ``out`` holds the epoch with the best main score so far, and not the last.
         device: A torch device.
+        content: What to write for a state dict: of a pruned model its configuration as well.
         progress: Called with stage, steps done, steps in all; the stage holds the time left.
         report: Called after each epoch.
 
@@ -112,7 +114,8 @@ def train(
             to resume, or it was started with other settings or data.
     """
     torch.manual_seed(settings.seed)
-    run = _Run(model.to(device), task, out, settings, torch.device(device), keep_best)
+    run = _Run(model.to(device), task, out, settings, torch.device(device))
+    run.content, run.keep_best = content, keep_best
     if resume:
         run.restore()
     for number in range(len(run.history) + 1, settings.epochs + 1):
@@ -148,10 +151,7 @@ def resume_path(out: Path) -> Path:
 class _Run:
     """One training, between epochs or within one."""
 
-    def __init__(
-        self, model: nn.Module, task: Task, out: Path, settings: Settings, device: torch.device, keep_best: bool
-    ) -> None:
-        self.keep_best = keep_best
+    def __init__(self, model: nn.Module, task: Task, out: Path, settings: Settings, device: torch.device) -> None:
         self.model, self.task, self.out, self.settings, self.device = model, task, out, settings, device
         self.average = copy.deepcopy(model).eval()
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -161,6 +161,7 @@ class _Run:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
         self.history: list[Epoch] = []
+        self.content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
         self.steps = task.steps(settings.batch)
 
     def epoch(self, number: int, progress: Callable[[str, int, int], None]) -> Epoch:
@@ -214,7 +215,7 @@ class _Run:
             "random": torch.get_rng_state(),
             "history": [asdict(epoch) for epoch in self.history],
         }
-        weights = {key: tensor.cpu() for key, tensor in self.average.state_dict().items()}
+        weights = self.content({key: tensor.cpu() for key, tensor in self.average.state_dict().items()})
         files = {resume_path(self.out): state}
         if not self.keep_best or best_epoch(self.task, self.history) is self.history[-1]:
             files = {self.out: weights, **files}

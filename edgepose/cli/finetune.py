@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,7 @@ from edgepose.cli._options import PATH, normalisation_option
 from edgepose.errors import DatasetError, EngineUnavailable
 
 if TYPE_CHECKING:
-    from torch import nn
-
+    from edgepose.converters.checkpoint import Checkpoint
     from edgepose.converters.training.loop import Epoch, Settings, Task
     from edgepose.converters.training.pictures import PictureTask
     from edgepose.models.registry import ModelRow
@@ -91,8 +91,8 @@ def command(
 
     choose_device(device, threads)
     settings = Settings(epochs=epochs, batch=batch, lr=lr or (_NEW if new else _GIVEN), seed=seed)
-    module = _weights(None if new else checkpoint, row, seed)
-    history = _train(module, _task(row, data, held_out, seed, workers), output, settings, resume, device)
+    start = _weights(None if new else checkpoint, row, seed)
+    history = _train(start, _task(row, data, held_out, seed, workers), output, settings, resume, device)
     _print(row, history, output)
     if json_path:
         write_figures(json_path, _figures(row, settings, data, history))
@@ -103,10 +103,10 @@ def _require_torch() -> None:
         raise EngineUnavailable("training needs torch, not installed here: pip install 'edgepose[convert]'")
 
 
-def _weights(checkpoint: Path | None, row: ModelRow, seed: int) -> nn.Module:
+def _weights(checkpoint: Path | None, row: ModelRow, seed: int) -> Checkpoint:
     from edgepose.converters.checkpoint import build_random, load_checkpoint
 
-    return (load_checkpoint(checkpoint, row) if checkpoint else build_random(row, seed)).model
+    return load_checkpoint(checkpoint, row) if checkpoint else build_random(row, seed)
 
 
 def _task(row: ModelRow, data: Path, held_out: Path | None, seed: int, workers: int) -> Task:
@@ -136,17 +136,19 @@ def labelled_pictures(row: ModelRow, data: Path, held_out: Path | None, seed: in
     return PictureTask(open_pictures(data), open_pictures(held_out), row.spec, seed, workers)
 
 
-def _train(module: nn.Module, task: Task, out: Path, settings: Settings, resume: bool, device: str) -> list[Epoch]:
+def _train(start: Checkpoint, task: Task, out: Path, settings: Settings, resume: bool, device: str) -> list[Epoch]:
+    from edgepose.converters.checkpoint import pruned_content
     from edgepose.converters.training.loop import train
 
     with progress() as update:
         return train(
-            module,
+            start.model,
             task,
             out,
             settings,
             resume=resume,
             device=device,
+            content=partial(pruned_content, start.row, parent=start.source.get("parent")),
             progress=update,
             report=lambda e: remark(_line(e)),
         )

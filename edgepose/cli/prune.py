@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from edgepose.errors import DatasetError
 if TYPE_CHECKING:
     from edgepose.converters.checkpoint import Checkpoint
     from edgepose.converters.pruning import Plan
+    from edgepose.converters.pruning_latency import Measure
     from edgepose.converters.training.loop import Epoch, Settings, Task
 
 __all__ = ["command"]
 
 _SAMPLES = 64
+_PRUNED = "pruned.pth"
+_VARIANTS = {"onnxruntime": "onnx-int8", "openvino": "openvino-int8"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class _Data:
     type=click.Choice(["onnxruntime", "openvino"]),
     default="openvino",
     show_default=True,
-    help="Engine that --target-latency is measured on.",
+    help="Engine whose INT8 latency counts.",
 )
 @click.option(
     "--kv-pool",
@@ -145,7 +149,7 @@ def command(
         ratio, target_latency, engine, int(kv_pool), drop_layers, tuple(split_list(keep)) if keep else (), importance
     )
     _check(cut, frames, data, held_out)
-    require_converters()
+    require_converters([_VARIANTS[engine]])
     from edgepose.converters.checkpoint import load_checkpoint
     from edgepose.converters.training.loop import Settings, choose_device
 
@@ -154,19 +158,20 @@ def command(
     parent = load_checkpoint(checkpoint, row)
     work = output.with_name(f"{output.name}.work")
     with progress() as update:
-        pruned = _resumed(work, parent) if resume else _cut(parent, cut, frames or data, seed, work, update)
+        if not resume:
+            _cut(parent, cut, frames or data, seed, work, update)
+        pruned = _resumed(work, parent)
         found = _data(parent, pruned, frames, data, held_out, count, seed, workers, update)
         recovered, history, scores = _recovered(
             parent, pruned, found, work, settings, epochs, qat=qat, resume=resume, device=device, update=update
         )
-        update("measure latency", 0, 0)
-        milliseconds = _latency({"before": parent, "pruned": recovered})
-    record = _record(scores, milliseconds, found, settings, history, quantized=qat)
     from edgepose.converters.pruning import save_pruned
+    from edgepose.converters.recovery import recovery_record
 
+    record = recovery_record(scores, found.record, settings, history, found.task, quantized=qat)
     save_pruned(recovered, output, record)
     shutil.rmtree(work, ignore_errors=True)
-    _print(parent, recovered, scores, milliseconds, output)
+    _print(parent, recovered, scores, output)
     if json_path:
         write_figures(json_path, _figures(recovered, record))
 
@@ -178,6 +183,10 @@ _AVERAGE = 0.99
 def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | None) -> None:
     if cut.ratio is not None and cut.target is not None:
         raise click.UsageError("give either --ratio or --target-latency")
+    if cut.target is not None:
+        _share(cut.target)
+        if cut.drop_layers or cut.kv_pool > 1:
+            raise click.UsageError("--target-latency chooses --kv-pool and --drop-layers itself: leave them out")
     if not (cut.ratio or cut.target or cut.drop_layers or cut.kv_pool > 1):
         raise click.UsageError("nothing to prune: give --ratio, --target-latency, --kv-pool or --drop-layers")
     if frames is None and data is None:
@@ -192,30 +201,48 @@ def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | N
             raise DatasetError(f"{path}: no such file or folder")
 
 
-def _cut(parent: Checkpoint, cut: _Cut, frames: Path | None, seed: int, work: Path, update: Any) -> Checkpoint:
-    """The smaller model; it is kept for ``--resume``."""
+def _cut(parent: Checkpoint, cut: _Cut, frames: Path | None, seed: int, work: Path, update: Any) -> None:
+    """Write the smaller model into ``work``, from where ``--resume`` takes it as well."""
     from edgepose.converters.pruning import prune, save_pruned
+    from edgepose.converters.pruning_latency import engine_latency
 
     assert frames
     samples = _samples(parent, frames, seed, update)
-    update("plan", 0, 0)
-    plan = _plan(parent, cut, samples, update)
-    update("prune", 0, 0)
+    measure = engine_latency(_VARIANTS[cut.engine], samples, progress=update)
+    plan, latency = _plan(parent, cut, samples, measure, update)
     pruned = prune(parent, plan, samples)
+    if not latency:
+        update("measure latency", 0, 0)
+        milliseconds = measure({"before": parent, "pruned": pruned})
+        latency = {"base_ms": milliseconds["before"], "measured_ms": milliseconds["pruned"]}
     work.mkdir(parents=True, exist_ok=True)
-    save_pruned(pruned, work / "pruned.pth")
+    save_pruned(pruned, work / _PRUNED, {"latency": {"variant": _VARIANTS[cut.engine], **latency}})
+    _tell(plan)
+
+
+def _tell(plan: Plan) -> None:
     for name, width in plan.widths.items():
         remark(f"plan: {name} keeps {width} channels")
     if plan.removed:
         remark(f"plan: encoder layers {', '.join(map(str, plan.removed))} go")
-    return pruned
+    if plan.kv_pool > 1:
+        remark(f"plan: keys and values are pooled over {plan.kv_pool} x {plan.kv_pool} tokens")
 
 
-def _plan(parent: Checkpoint, cut: _Cut, samples: Any, update: Any) -> Plan:
+def _plan(parent: Checkpoint, cut: _Cut, samples: Any, measure: Measure, update: Any) -> tuple[Plan, dict[str, float]]:
+    """What goes, and where a latency was asked for, what was predicted and measured."""
     from dataclasses import replace
 
     from edgepose.converters.pruning import Plan, global_plan, layer_costs
+    from edgepose.converters.pruning_plan import plan_for_latency
 
+    update("plan", 0, 0)
+    if cut.target:
+        planned = plan_for_latency(
+            parent, _share(cut.target), samples, measure, how=cut.importance, kept=cut.keep, progress=update
+        )
+        found = {key: getattr(planned, key) for key in ("target", "predicted", "measured", "base_ms", "measured_ms")}
+        return planned.plan, found
     plan = Plan(importance=cut.importance)
     if cut.ratio:
         plan = global_plan(parent, 1 - cut.ratio, samples, how=cut.importance, kept=cut.keep)
@@ -223,16 +250,29 @@ def _plan(parent: Checkpoint, cut: _Cut, samples: Any, update: Any) -> Plan:
         costs = layer_costs(parent, samples)
         order = sorted(range(len(costs)), key=lambda i: costs[i])
         plan = replace(plan, removed=tuple(sorted(order[: cut.drop_layers])))
-    return replace(plan, kv_pool=cut.kv_pool)
+    return replace(plan, kv_pool=cut.kv_pool), {}
+
+
+def _share(text: str) -> float:
+    """``0.6x`` -> 0.6."""
+    try:
+        share = float(text.lower().removesuffix("x"))
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise click.BadParameter(
+            f"{text!r}: give a part of what the model takes now, for instance 0.6x", param_hint="--target-latency"
+        )
+    return share
 
 
 def _resumed(work: Path, parent: Checkpoint) -> Checkpoint:
     from edgepose.converters.checkpoint import load_checkpoint
     from edgepose.errors import TrainingError
 
-    if not (work / "pruned.pth").is_file():
+    if not (work / _PRUNED).is_file():
         raise TrainingError(f"{work}: not there, so there is nothing to resume: start without --resume")
-    loaded = load_checkpoint(work / "pruned.pth", parent.row)
+    loaded = load_checkpoint(work / _PRUNED, parent.row)
     if loaded.source["parent"].get("sha256") != parent.source["sha256"]:
         raise TrainingError(f"{work}: was pruned from another checkpoint: start again with --force")
     return loaded
@@ -330,33 +370,6 @@ def _recovered(
     return recovered, history, {**scores, "recovered": scores_of(recovered, found.task)}
 
 
-def _latency(checkpoints: Mapping[str, Checkpoint]) -> dict[str, float]:
-    """Median milliseconds of each in the default engine, FP32, in turn."""
-    from edgepose.converters.training.frames import fp32_model
-    from edgepose.runtimes.latency import measure_latency
-
-    models = {name: fp32_model(checkpoint) for name, checkpoint in checkpoints.items()}
-    rows = measure_latency(models, iterations=30, warmup=5)
-    for model in models.values():
-        model.close()
-    return {row.variant: row.infer_ms for row in rows}
-
-
-def _record(
-    scores: Mapping[str, Mapping[str, float]],
-    milliseconds: Mapping[str, float],
-    found: _Data,
-    settings: Settings,
-    history: list[Epoch],
-    *,
-    quantized: bool,
-) -> dict[str, Any]:
-    from edgepose.converters.recovery import recovery_record
-
-    record = recovery_record(scores, found.record, settings, history, found.task, quantized=quantized)
-    return {**record, "latency": {"engine": "onnxruntime fp32", "measured_ms": dict(milliseconds)}}
-
-
 def _line(epoch: Epoch) -> str:
     return f"epoch {epoch.number}: loss {epoch.loss:.4g}, {_words(epoch.scores)}, {epoch.seconds:.0f} s"
 
@@ -375,7 +388,6 @@ def _print(
     parent: Checkpoint,
     recovered: Checkpoint,
     scores: Mapping[str, Mapping[str, float]],
-    milliseconds: Mapping[str, float],
     output: Path,
 ) -> None:
     """One row for each stage."""
@@ -387,10 +399,12 @@ def _print(
     rows = [
         (stage, f"{sizes[stage]:.2f}", *(f"{found[name]:.2f}" for name in names)) for stage, found in scores.items()
     ]
-    was, now = milliseconds["before"], milliseconds["pruned"]
+    told = recovered.source["parent"]["latency"]
+    was, now = told["base_ms"], told["measured_ms"]
+    predicted = f", {told['predicted']:.2f}x predicted" if "predicted" in told else ""
     unit = "millimetres" if recovered.row.task == "lift3d" else "points, shift in crop pixels"
     caption = (
         f"agreement is with the model before, on frames held out; scores in {unit}; "
-        f"onnxruntime FP32 takes {was:.1f} ms before and {now:.1f} ms now ({now / was:.2f}x)"
+        f"{told['variant']}: {was:.2f} ms before, {now:.2f} ms now ({now / was:.2f}x{predicted})"
     )
     print_table(f"{recovered.row.name} -> {output}", ("<stage", "M parameters", *names), rows, caption)

@@ -14,6 +14,7 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "MultiheadSelfAttention",
+    "PoolTokens",
     "conv_bn",
     "residual_stage",
     "sine_position",
@@ -91,44 +92,76 @@ def residual_stage(
     return nn.Sequential(first, *(block(planes * block.expansion, planes) for _ in range(count - 1)))
 
 
+class PoolTokens(nn.Module):
+    """Means over squares of ``factor`` x ``factor`` tokens: (N, h * w, d) -> (N, h * w / factor ** 2, d).
+
+    First over rows, then over columns: each a mean along one axis of a tensor in its own order, without a transpose.
+    """
+
+    def __init__(self, width: int, factor: int) -> None:
+        super().__init__()
+        self.width, self.factor = width, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class; w is ``width``."""
+        _, count, d = x.shape
+        f, w = self.factor, self.width
+        rows = x.reshape(-1, count // (w * f), f, w * d).mean(2)
+        return rows.reshape(-1, count // f**2, f, d).mean(2)
+
+
 class MultiheadSelfAttention(nn.Module):
     """Self-attention with separate query/key and value inputs; parameters named as in nn.MultiheadAttention.
 
     Plain matrix products and a softmax: nn.MultiheadAttention has a fast path that does not export.
+    Its ``inner`` features are ``heads`` times ``head_dim``: d_model, or less in a pruned model. With ``pool`` queries
+    attend to pooled keys and values, of which there are fewer.
     """
 
-    def __init__(self, d_model: int, heads: int) -> None:
+    def __init__(self, d_model: int, heads: int, pool: PoolTokens | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_dim, self.pool = d_model // heads, pool
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
+    @property
+    def inner(self) -> int:
+        """Features of the queries, and of keys and values, all heads together."""
+        return self.in_proj_weight.shape[0] // 3
+
+    @property
+    def heads(self) -> int:
+        """How many there are."""
+        return self.inner // self.head_dim
+
     def forward(self, query_key: Tensor, value: Tensor) -> Tensor:
         """query_key (N, T, d), value (N, T, d) -> (N, T, d)."""
-        d = value.shape[-1]
+        n = self.inner
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        q, k = nn.functional.linear(query_key, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
-        v = nn.functional.linear(value, weight[2 * d :], bias[2 * d :])
-        scale = 1 / math.sqrt(d // self.heads)
+        q, k = nn.functional.linear(query_key, weight[: 2 * n], bias[: 2 * n]).chunk(2, dim=-1)
+        v = nn.functional.linear(value, weight[2 * n :], bias[2 * n :])
+        if self.pool is not None:  # a mean of projections is the projection of the mean: the rewrite pools first
+            k, v = self.pool(k), self.pool(v)
+        scale = 1 / math.sqrt(self.head_dim)
         attention = torch.softmax(self._split(q * scale) @ self._split(k).transpose(-1, -2), dim=-1)
         merged = (attention @ self._split(v)).transpose(1, 2).flatten(2)
         projected: Tensor = self.out_proj(merged)
         return projected
 
     def _split(self, x: Tensor) -> Tensor:
-        """(N, T, d) -> (N, heads, T, d / heads)."""
-        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
+        """(N, T, inner) -> (N, heads, T, head_dim)."""
+        return x.reshape(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2)
 
 
 class EncoderLayer(nn.Module):
     """DETR-style Transformer encoder layer, post-norm: the position is added to queries and keys only."""
 
-    def __init__(self, d_model: int, heads: int, feedforward: int) -> None:
+    def __init__(self, d_model: int, heads: int, feedforward: int, pool: PoolTokens | None = None) -> None:
         super().__init__()
-        self.self_attn = MultiheadSelfAttention(d_model, heads)
+        self.self_attn = MultiheadSelfAttention(d_model, heads, pool)
         self.linear1 = nn.Linear(d_model, feedforward)
         self.linear2 = nn.Linear(feedforward, d_model)
         self.norm1 = nn.LayerNorm(d_model)
@@ -144,9 +177,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """Encoder layers over the pixels of a feature map."""
 
-    def __init__(self, layers: int, d_model: int, heads: int, feedforward: int) -> None:
+    def __init__(self, layers: int, d_model: int, heads: int, feedforward: int, pool: PoolTokens | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(d_model, heads, feedforward) for _ in range(layers))
+        self.layers = nn.ModuleList(EncoderLayer(d_model, heads, feedforward, pool) for _ in range(layers))
 
     def forward(self, features: Tensor, position: Tensor) -> Tensor:
         """Features (N, d, h, w), position (h * w, 1, d) -> (N, d, h, w)."""

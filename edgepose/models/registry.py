@@ -54,6 +54,7 @@ class ModelRow:
         normalisation: How the keypoints that a lifting model takes are normalised; None for a model of pictures.
         float_modules: Torch modules whose layers no recipe quantizes.
         score_threshold: Joints that score less count as not found.
+        widths: Channels in and out of the layers that pruning has made narrower, by torch module.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelRow:
     normalisation: str | None = None
     float_modules: tuple[str, ...] = ()
     score_threshold: float = 0.2
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def task(self) -> str:
@@ -107,11 +109,58 @@ class ModelRow:
         ModelSpec.lift3d(self.name, how, self.skeleton)
         return replace(self, normalisation=how)
 
+    @property
+    def pruned(self) -> Mapping[str, Any]:
+        """What pruning has changed, as JSON values for :meth:`shrunk`; empty for a registered model."""
+        sizes = MODELS[self.name].sizes if self.name in MODELS else self.sizes
+        changed = {key: value for key, value in self.sizes.items() if sizes.get(key) != value}
+        widths = {"widths": {name: list(width) for name, width in self.widths.items()}} if self.widths else {}
+        return {**changed, **widths}
+
+    def shrunk(self, config: Mapping[str, Any]) -> ModelRow:
+        """The same model with fewer layers, pooled keys and values, or narrower layers.
+
+        Args:
+            config: Any of ``layers``, ``kv_pool`` (1, 2 or 4), and ``widths``: [in, out] by torch module. Whether the
+                widths fit the layers shows when the model is built, which never takes more memory than this one.
+
+        Raises:
+            EdgePoseError: Something else is in it, or it is no smaller model.
+        """
+        config = dict(config)
+        widths = config.pop("widths", {})
+        for key, value in config.items():
+            allowed = self._allowed(key)
+            if type(value) is not int or value not in allowed:
+                these = f"one of {', '.join(map(str, allowed))}" if allowed else "not set"
+                raise EdgePoseError(f"{self.name}: {key!r} of a pruned model is {these}, not {str(value)[:40]}")
+        if not (isinstance(widths, Mapping) and all(map(_is_width, widths.items()))):
+            raise EdgePoseError(f"{self.name}: the widths of a pruned model are [in, out] by layer")
+        narrower = {name: (int(c_in), int(c_out)) for name, (c_in, c_out) in widths.items()}
+        return replace(self, sizes={**self.sizes, **config}, widths=narrower)
+
+    def _allowed(self, key: str) -> tuple[int, ...]:
+        """Values of a field of ``Config`` in a model that is pruned."""
+        if key == "layers":
+            return tuple(range(1, self.sizes["layers"] + 1))
+        return (1, 2, 4) if key == "kv_pool" and self.input_hw is not None else ()
+
     def build(self) -> nn.Module:
-        """A torch module with fresh weights, in evaluation mode."""
+        """A torch module with fresh weights, in evaluation mode.
+
+        Raises:
+            EdgePoseError: ``widths`` do not fit the model.
+        """
         module, _, name = self.architecture.partition(":")
         architecture = getattr(importlib.import_module(module), name)
         model: nn.Module = architecture(architecture.Config(**self._contract(), **self.sizes)).eval()
+        if self.widths:
+            from edgepose.models.narrow import narrow
+
+            try:
+                narrow(model, self.widths)
+            except ValueError as error:
+                raise EdgePoseError(f"{self.name}: {error}") from None
         return model
 
     def _contract(self) -> dict[str, Any]:
@@ -119,6 +168,11 @@ class ModelRow:
         if self.input_hw is None:
             return {"skeleton": self.skeleton}
         return {"joints": len(get_skeleton(self.skeleton).joints), "input_hw": self.input_hw}
+
+
+def _is_width(row: tuple[Any, Any]) -> bool:
+    name, width = row
+    return isinstance(name, str) and isinstance(width, (list, tuple)) and [type(side) for side in width] == [int, int]
 
 
 def _transpose_r(name: str, layers: int, parameters: int, published: Published) -> ModelRow:

@@ -15,6 +15,7 @@ from edgepose.models.blocks import (
     BasicBlock,
     Bottleneck,
     Encoder,
+    PoolTokens,
     conv_bn,
     residual_stage,
     sine_position,
@@ -25,7 +26,7 @@ __all__ = ["TransPoseH", "TransPoseHConfig", "TransPoseR", "TransPoseRConfig"]
 
 @dataclass(frozen=True)
 class TransPoseRConfig:
-    """Sizes of a TransPose-R."""
+    """Sizes of a TransPose-R; ``kv_pool`` 2 pools keys and values over 2 x 2 tokens, 1 does not."""
 
     joints: int
     input_hw: tuple[int, int]
@@ -36,11 +37,12 @@ class TransPoseRConfig:
     stem: int = 64
     planes: tuple[int, int] = (64, 128)
     deconv: int = 256
+    kv_pool: int = 1
 
 
 @dataclass(frozen=True)
 class TransPoseHConfig:
-    """Sizes of a TransPose-H; ``width`` is the W of HRNet-W32 and -W48."""
+    """Sizes of a TransPose-H; ``width`` is the W of HRNet-W32 and -W48, ``kv_pool`` as in TransPose-R."""
 
     joints: int
     input_hw: tuple[int, int]
@@ -50,6 +52,7 @@ class TransPoseHConfig:
     layers: int
     width: int
     stage3_modules: int = 4
+    kv_pool: int = 1
 
 
 class TransPoseR(nn.Module):
@@ -70,7 +73,7 @@ class TransPoseR(nn.Module):
         self.layer2 = residual_stage(Bottleneck, 4 * first, second, 4, stride=2)
         self.reduce = nn.Conv2d(4 * second, config.d_model, 1, bias=False)
         self.pos_embedding = _position(config, self.stride)
-        self.global_encoder = Encoder(config.layers, config.d_model, config.heads, config.feedforward)
+        self.global_encoder = _encoder(config, self.stride)
         self.deconv_layers = nn.Sequential(
             nn.ConvTranspose2d(config.d_model, config.deconv, 4, 2, 1, bias=False),
             nn.BatchNorm2d(config.deconv),
@@ -112,7 +115,7 @@ class TransPoseH(nn.Module):
         )
         self.reduce = nn.Conv2d(w, config.d_model, 1, bias=False)
         self.pos_embedding = _position(config, self.stride)
-        self.global_encoder = Encoder(config.layers, config.d_model, config.heads, config.feedforward)
+        self.global_encoder = _encoder(config, self.stride)
         self.final_layer = nn.Conv2d(config.d_model, config.joints, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -167,6 +170,11 @@ def _transition(old: tuple[int, ...], new: tuple[int, ...]) -> nn.ModuleList:
     kept = [nn.Identity() if a == b else conv_bn(a, b, 3, relu=True) for a, b in zip(old, new[: len(old)], strict=True)]
     added = [nn.Sequential(conv_bn(old[-1], c, 3, 2, relu=True)) for c in new[len(old) :]]
     return nn.ModuleList([*kept, *added])
+
+
+def _encoder(config: TransPoseRConfig | TransPoseHConfig, stride: int) -> Encoder:
+    pool = PoolTokens(config.input_hw[1] // stride, config.kv_pool) if config.kv_pool > 1 else None
+    return Encoder(config.layers, config.d_model, config.heads, config.feedforward, pool)
 
 
 def _position(config: TransPoseRConfig | TransPoseHConfig, stride: int) -> nn.Parameter:

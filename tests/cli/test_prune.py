@@ -56,7 +56,19 @@ def run(*arguments: object) -> None:
 
 def test_prunes_recovers_and_tells_the_bundle(small, capsys):
     out = small / "pruned.pth"
-    start = (small / "w.pth", "--model", SMALL.name, "--ratio", 0.4, "--kv-pool", 2, "--frames", small / "frames")
+    start = (
+        small / "w.pth",
+        "--model",
+        SMALL.name,
+        "--ratio",
+        0.4,
+        "--kv-pool",
+        2,
+        "--engine",
+        "onnxruntime",
+        "--frames",
+        small / "frames",
+    )
     run(*start, "-o", out, "--epochs", 2, "--batch", 8, "--json", small / "f.json", "--threads", 1)
     printed = capsys.readouterr()
     assert f"{SMALL.name} -> {out}" in printed.out
@@ -122,6 +134,8 @@ def test_stopped_and_resumed(small, monkeypatch, capsys):
         (("--ratio", "0.4", "--frames", "D/none"), "none: no such file or folder"),
         (("--ratio", "0.4", "--frames", "D/frames", "--keep", "layer9"), "no layer 'layer9' to keep"),
         (("--ratio", "0.99", "--frames", "D/frames"), "cannot keep 0.01 of the channels"),
+        (("--target-latency", "1.5x", "--frames", "D/frames"), "'1.5x': give a part of what the model takes now"),
+        (("--target-latency", "0.6x", "--kv-pool", "2", "--frames", "D/frames"), "chooses --kv-pool and"),
         (("--ratio", "0.4", "--target-latency", "0.6x", "--frames", "D/frames"), "give either --ratio or"),
         (("--ratio", "0.4", "--frames", "D/frames", "--held-out", "D/frames"), "--held-out goes with --data"),
         (("--drop-layers", "2", "--frames", "D/frames"), "all its 2 layers would go: leave one"),
@@ -147,7 +161,17 @@ def test_bad_input_is_one_line_and_writes_nothing(small, tmp_path_factory, argum
 def test_a_file_that_is_there_stays(small):
     (small / "there.pth").write_bytes(b"mine")
     with pytest.raises(EdgePoseError, match=r"there.pth: exists: give another name, or --force"):
-        run(small / "w.pth", "--model", SMALL.name, "--ratio", 0.4, "--frames", small / "frames", "-o", small / "there.pth")
+        run(
+            small / "w.pth",
+            "--model",
+            SMALL.name,
+            "--ratio",
+            0.4,
+            "--frames",
+            small / "frames",
+            "-o",
+            small / "there.pth",
+        )
     assert (small / "there.pth").read_bytes() == b"mine"
 
 

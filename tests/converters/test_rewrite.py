@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edgepose.converters.rewrite import REWRITES, fold_batchnorm, fuse_attention, rewrite, unfold_deconvolution
-from edgepose.models.blocks import Encoder, sine_position
+from edgepose.models.blocks import Encoder, PoolTokens, sine_position
 from edgepose.models.registry import get_model
 
 MODELS = ("transpose-r-t", "transpose-r-a3", "transpose-h-s")
@@ -67,6 +67,41 @@ def test_attention_of_any_size(heads, grid):
     expected = parent.encoder(features, parent.pos_embedding)
     fuse_attention(parent)
     torch.testing.assert_close(parent.encoder(features, parent.pos_embedding), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("heads", "grid", "factor"), [(1, (4, 6), 2), (4, (8, 4), 4), (2, (2, 2), 2)])
+@torch.inference_mode()
+def test_pooled_attention_of_any_size(heads, grid, factor):
+    """Against the textbook: keys and values of pooled maps."""
+    torch.manual_seed(heads)
+    parent = nn.Module()
+    parent.encoder = Encoder(2, 8, heads, 16, PoolTokens(grid[1], factor))
+    parent.pos_embedding = nn.Parameter(sine_position(grid, 8))
+    for parameter in parent.parameters():
+        nn.init.normal_(parameter)
+    parent = parent.double().eval()
+    features = torch.randn(3, 8, *grid, dtype=torch.float64)
+    expected = features.flatten(2).transpose(1, 2)
+    for layer in parent.encoder.layers:
+        expected = by_the_textbook(layer, expected, parent.pos_embedding[:, 0], grid, factor)
+    expected = expected.transpose(1, 2).reshape(features.shape)
+    torch.testing.assert_close(parent.encoder(features, parent.pos_embedding), expected, rtol=0, atol=1e-12)
+    fuse_attention(parent)
+    torch.testing.assert_close(parent.encoder(features, parent.pos_embedding), expected, rtol=0, atol=1e-12)
+
+
+def by_the_textbook(layer, tokens, position, grid, factor):
+    def pooled(x):
+        maps = x.transpose(1, 2).unflatten(2, grid)
+        return nn.functional.avg_pool2d(maps, factor).flatten(2).transpose(1, 2)
+
+    attention = nn.MultiheadAttention(8, layer.self_attn.heads, batch_first=True).double()
+    attention.load_state_dict(layer.self_attn.state_dict())
+    seen = tokens + position
+    with torch.enable_grad():  # off its fast path, which rounds otherwise
+        mixed = attention(seen, pooled(seen), pooled(tokens), need_weights=False)[0].detach()
+    x = layer.norm1(tokens + mixed)
+    return layer.norm2(x + layer.linear2(torch.relu(layer.linear1(x))))
 
 
 def deconvolution(c_in, c_out, *layers):

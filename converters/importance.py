@@ -1,0 +1,147 @@
+"""How much channels, heads and layers matter: what pruning takes the least important of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgepose.converters.channels import Group
+from edgepose.models.blocks import MultiheadSelfAttention
+
+__all__ = ["IMPORTANCE", "Importance", "answers", "importance", "output_change"]
+
+Importance = Callable[[Group], Tensor]
+"""Scores (width,) of a group's channels; more matters more."""
+
+IMPORTANCE = ("l2", "taylor", "bn")
+
+_BATCH = 8
+
+
+def importance(how: str, model: nn.Module, samples: NDArray[Any] | None) -> Importance:
+    """Scores of channels.
+
+    Whole heads are scored by what they add to the tokens on the samples, attention maps and values together, where
+    there are any: see :func:`_head_scores`.
+
+    Args:
+        how: ``l2``: squared weights of all layers of the group. ``bn``: the gain of the group's BatchNorms
+            (Liu et al. 2017), and ``l2`` where it has none. ``taylor``: how much the heatmaps would change by leaving
+            the channel out, to first order, |weight x gradient| of half their mean square, added up over the samples
+            (Molchanov et al. 2019); no labels are needed.
+        model: Behind its contract, in evaluation mode.
+        samples: (N, ...) inputs of the contract; ``taylor`` needs some.
+
+    Raises:
+        ValueError: ``taylor`` without samples, or another name.
+    """
+    if how not in IMPORTANCE:
+        raise ValueError(f"importance {how!r}: choose from {', '.join(IMPORTANCE)}")
+    if how == "taylor" and samples is None:
+        raise ValueError("importance 'taylor' needs samples")
+    inner = model.get_submodule("model")
+    saliency = _saliency(model, samples) if how == "taylor" and samples is not None else _squares(inner)
+    heads = {} if samples is None else _head_scores(model, samples)
+
+    def scores(group: Group) -> Tensor:
+        if group.name in heads:
+            return heads[group.name]
+        if how == "bn" and (gains := _gains(inner, group)) is not None:
+            return gains
+        added = torch.zeros(group.width, dtype=torch.float64)
+        for member in group.members:
+            for name in ("weight", "in_proj_weight"):
+                if (tensor := saliency.get(f"{member.module}.{name}")) is not None:
+                    added += _by_channel(tensor, inner.get_submodule(member.module), member.side, group.width)
+        return _by_unit(added, group.unit)
+
+    return scores
+
+
+def answers(model: nn.Module, samples: NDArray[Any]) -> Tensor:
+    """What a deployed model answers, (N, ...) float32."""
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in torch.from_numpy(samples).split(_BATCH)])
+
+
+def output_change(full: Tensor, changed: Tensor) -> float:
+    """Root of the mean squared difference over the root of the mean square of ``full``."""
+    return float((changed - full).square().mean().sqrt() / full.square().mean().sqrt())
+
+
+def _squares(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().square() for name, parameter in model.named_parameters()}
+
+
+def _saliency(model: nn.Module, samples: NDArray[Any]) -> dict[str, Tensor]:
+    """|weight x gradient|, added up over the samples."""
+    parameters = {name: p for name, p in model.get_submodule("model").named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for sample in torch.from_numpy(samples).split(1):
+        loss = model(sample).square().mean() / 2
+        for (name, parameter), gradient in zip(
+            parameters.items(), torch.autograd.grad(loss, list(parameters.values())), strict=True
+        ):
+            total[name] += (parameter.detach() * gradient).abs()
+    return total
+
+
+def _by_channel(tensor: Tensor, module: nn.Module, side: str, width: int) -> Tensor:
+    """A weight's values added up by the group's channels."""
+    out_first = not isinstance(module, nn.ConvTranspose2d)
+    dim = 0 if tensor.ndim == 1 or (side == "out") == out_first else 1
+    rows = tensor.movedim(dim, 0).flatten(1).sum(1, dtype=torch.float64) if tensor.ndim > 1 else tensor.double()
+    return rows.reshape(-1, width).sum(0)
+
+
+def _by_unit(scores: Tensor, unit: int) -> Tensor:
+    """The same where channels go together by units: each has its unit's mean."""
+    return scores.reshape(-1, unit).mean(1).repeat_interleave(unit)
+
+
+def _gains(model: nn.Module, group: Group) -> Tensor | None:
+    norms = [model.get_submodule(member.module) for member in group.members]
+    gains = [norm.weight.detach().abs().double() for norm in norms if isinstance(norm, nn.BatchNorm2d)]
+    return torch.stack(gains).sum(0) if gains else None
+
+
+def _head_scores(model: nn.Module, samples: NDArray[Any]) -> Mapping[str, Tensor]:
+    """By attention: for each feature, the mean square of what its head adds to the tokens.
+
+    A head adds A V W: its attention map, its values, and its columns of the projection. A head whose map is flat
+    averages over the picture and adds the same everywhere, which the mean over tokens takes out.
+    """
+    scores: dict[str, Tensor] = {}
+    with _merged_heads(model.get_submodule("model")) as merged:
+        answers(model, samples)
+    for name, (module, parts) in merged.items():
+        units = torch.cat(parts).unflatten(-1, (module.heads, module.head_dim))  # (N, T, heads, head_dim)
+        weight = module.out_proj.weight.detach().unflatten(1, (module.heads, module.head_dim))
+        added = torch.einsum("nthe,dhe->nthd", units - units.mean(1, keepdim=True), weight)
+        scores[name] = added.square().mean((0, 1, 3)).double().repeat_interleave(module.head_dim)
+    return scores
+
+
+@contextmanager
+def _merged_heads(model: nn.Module) -> Iterator[dict[str, tuple[MultiheadSelfAttention, list[Tensor]]]]:
+    """Collects what goes into the projection of each attention."""
+    found: dict[str, tuple[MultiheadSelfAttention, list[Tensor]]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, MultiheadSelfAttention):
+            found[name] = (module, [])
+            hooks.append(
+                module.out_proj.register_forward_hook(
+                    lambda _, inputs, __, parts=found[name][1]: parts.append(inputs[0])
+                )
+            )
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
