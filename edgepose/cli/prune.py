@@ -103,6 +103,9 @@ class _Data:
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that make views.")
 @click.option("-o", "--output", type=PATH, required=True, help="Checkpoint to write.")
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
+@click.option(
+    "--keep-work", is_flag=True, help="Leave OUTPUT.work: the model as it was cut, the state of the training."
+)
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 def command(
@@ -129,6 +132,7 @@ def command(
     workers: int,
     output: Path,
     resume: bool,
+    keep_work: bool,
     json_path: Path | None,
     force: bool,
 ) -> None:
@@ -170,7 +174,8 @@ def command(
 
     record = recovery_record(scores, found.record, settings, history, found.task, quantized=qat)
     save_pruned(recovered, output, record)
-    shutil.rmtree(work, ignore_errors=True)
+    if not keep_work:
+        shutil.rmtree(work, ignore_errors=True)
     _print(parent, recovered, scores, output)
     if json_path:
         write_figures(json_path, _figures(recovered, record))

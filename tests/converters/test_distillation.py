@@ -24,8 +24,8 @@ from edgepose.converters.training.distillation import (
 )
 from edgepose.converters.training.frames import HELPFUL, Frames, collect_frames
 from edgepose.converters.training.lift_distillation import LiftDistillation
-from edgepose.converters.training.pictures import heatmaps_of
 from edgepose.converters.training.loop import Settings, resume_path
+from edgepose.converters.training.pictures import heatmaps_of
 from edgepose.converters.training.quantized import QuantizationAware, plain_state
 from edgepose.models.registry import get_model
 from edgepose.preprocess import crop
