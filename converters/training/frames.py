@@ -25,7 +25,7 @@ from edgepose.types import ModelSpec
 __all__ = ["HELPFUL", "Frames", "collect_frames", "fp32_estimator", "fp32_model"]
 
 HELPFUL = 500
-"""Recovery on fewer crops of people is warned of: see benchmarks/pruning.py and docs/pruning.md."""
+"""Recovery on fewer crops of people is warned of."""
 
 _MARGIN = 4
 """A crop's sides over what is kept on each side of it (turned and shrunk views show it): divides them without rest."""
@@ -131,8 +131,8 @@ def _notes(count: int, without_person: int, skipped: list[str], name: str) -> tu
     remarks = []
     if count < HELPFUL:
         remarks.append(
-            f"{name}: {count} crops of people to recover on is few: from {HELPFUL} on it helped in our tests; give "
-            "more footage, or expect less"
+            f"{name}: {count} crops of people are few to recover on: give footage with {HELPFUL} different ones or more, "
+            "or expect less"
         )
     if without_person:
         remarks.append(f"{name}: {without_person} of {count} crops show nobody whom the parent recognises")

@@ -74,7 +74,7 @@ def test_prunes_recovers_and_tells_the_bundle(small, capsys):
     assert f"{SMALL.name} -> {out}" in printed.out
     for stage in ("before", "pruned", "recovered"):
         assert re.search(rf"{stage} +0\.\d\d +\d+\.\d\d", printed.out)
-    assert "20 crops of people to recover on is few" in printed.err
+    assert "20 crops of people are few to recover on" in printed.err
     assert re.search(r"plan: \S+ keeps \d+ channels", printed.err)
     assert re.search(r"epoch 2: loss \S+, agreement \S+, shift px \S+, \d+ s", printed.err)
     assert not (small / "pruned.pth.work").exists()

@@ -151,7 +151,7 @@ def test_frames_are_crops_with_what_is_around_them(tmp_path):
         assert min(np.abs(held - one).max() for one in plain) <= 4
     assert got.record["trained_on"], got.record["held_out"] == (21, 3)
     assert got.record["sha256"] == got.sha256
-    assert f"24 crops of people to recover on is few: from {HELPFUL} on it helped" in got.notes[0]
+    assert f"24 crops of people are few to recover on: give footage with {HELPFUL} different ones" in got.notes[0]
 
 
 def test_too_few_frames_are_refused(tmp_path):
