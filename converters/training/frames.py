@@ -52,6 +52,10 @@ class Frames:
     record: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def crops(self, count: int) -> NDArray[np.uint8]:
+        """The first few of ``patches`` without what is around them."""
+        return _inner(self.patches[:count])
+
 
 def collect_frames(
     data: PictureData,
@@ -87,7 +91,7 @@ def collect_frames(
     record = {key: value for key, value in found.to_dict().items() if key != "crops"}
     return Frames(
         patches=found.crops[held:],
-        held=_inner(found.crops[:held], spec),
+        held=_inner(found.crops[:held]),
         sha256=digest,
         record={**record, "sha256": digest, "trained_on": len(found.crops) - held, "held_out": held},
         notes=_notes(len(found.crops), found.without_person, found.skipped, data.path.name),
@@ -120,19 +124,19 @@ def _wide(spec: ModelSpec) -> ModelSpec:
     return replace(spec, input=replace(spec.input, shape=(None, h, w, 3)), crop_padding=spec.crop_padding * grown)
 
 
-def _inner(patches: NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
+def _inner(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Patches without their margin."""
-    w, h = spec.input_wh
-    x, y = w // _MARGIN, h // _MARGIN
-    return np.ascontiguousarray(patches[:, y : y + h, x : x + w])
+    h, w = patches.shape[1:3]
+    y, x = h // (_MARGIN + 2), w // (_MARGIN + 2)
+    return np.ascontiguousarray(patches[:, y : h - y, x : w - x])
 
 
 def _notes(count: int, without_person: int, skipped: list[str], name: str) -> tuple[str, ...]:
     remarks = []
     if count < HELPFUL:
         remarks.append(
-            f"{name}: {count} crops of people are few to recover on: give footage with {HELPFUL} different ones or more, "
-            "or expect less"
+            f"{name}: {count} crops of people are few to recover on: give footage with {HELPFUL} different ones or "
+            "more, or expect less"
         )
     if without_person:
         remarks.append(f"{name}: {without_person} of {count} crops show nobody whom the parent recognises")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgepose.converters.pruning import Plan
     from edgepose.converters.pruning_latency import Measure
     from edgepose.converters.training.loop import Epoch, Settings, Task
+    from edgepose.models.registry import ModelRow
 
 __all__ = ["command"]
 
@@ -43,9 +44,10 @@ class _Cut:
 
 @dataclass(frozen=True)
 class _Data:
-    """What to recover on, and what is known of it for the record."""
+    """What to recover on: the task for a pruned model, a few inputs, and what is known of it for the record."""
 
-    task: Task
+    task: Callable[[Checkpoint], Task]
+    samples: Any
     record: Mapping[str, Any]
 
 
@@ -162,17 +164,20 @@ def command(
     parent = load_checkpoint(checkpoint, row)
     work = output.with_name(f"{output.name}.work")
     with progress() as update:
+        if resume:
+            _resumed(work, row, parent)  # for its errors, before anything is read
+        found = _data(parent, frames, data, held_out, count, seed, workers, update)
         if not resume:
-            _cut(parent, cut, frames or data, seed, work, update)
-        pruned = _resumed(work, parent)
-        found = _data(parent, pruned, frames, data, held_out, count, seed, workers, update)
+            _cut(parent, cut, found.samples, work, update)
+        pruned = _resumed(work, row, parent)
+        task = found.task(pruned)
         recovered, history, scores = _recovered(
-            parent, pruned, found, work, settings, epochs, qat=qat, resume=resume, device=device, update=update
+            parent, pruned, task, work, settings, epochs, qat=qat, resume=resume, device=device, update=update
         )
     from edgepose.converters.pruning import save_pruned
     from edgepose.converters.recovery import recovery_record
 
-    record = recovery_record(scores, found.record, settings, history, found.task, quantized=qat)
+    record = recovery_record(scores, found.record, settings, history, task, quantized=qat)
     save_pruned(recovered, output, record)
     if not keep_work:
         shutil.rmtree(work, ignore_errors=True)
@@ -206,13 +211,11 @@ def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | N
             raise DatasetError(f"{path}: no such file or folder")
 
 
-def _cut(parent: Checkpoint, cut: _Cut, frames: Path | None, seed: int, work: Path, update: Any) -> None:
+def _cut(parent: Checkpoint, cut: _Cut, samples: Any, work: Path, update: Any) -> None:
     """Write the smaller model into ``work``, from where ``--resume`` takes it as well."""
     from edgepose.converters.pruning import prune, save_pruned
     from edgepose.converters.pruning_latency import engine_latency
 
-    assert frames
-    samples = _samples(parent, frames, seed, update)
     measure = engine_latency(_VARIANTS[cut.engine], samples, progress=update)
     plan, latency = _plan(parent, cut, samples, measure, update)
     pruned = prune(parent, plan, samples)
@@ -238,10 +241,11 @@ def _plan(parent: Checkpoint, cut: _Cut, samples: Any, measure: Measure, update:
     """What goes, and where a latency was asked for, what was predicted and measured."""
     from dataclasses import replace
 
-    from edgepose.converters.pruning import Plan, global_plan, layer_costs
+    from edgepose.converters.pruning import Plan, global_plan, layer_costs, uniform_plan
     from edgepose.converters.pruning_plan import plan_for_latency
 
     update("plan", 0, 0)
+    uniform_plan(parent.model, 1.0, kept=cut.keep)  # for its errors: names in --keep
     if cut.target:
         planned = plan_for_latency(
             parent, _share(cut.target), samples, measure, how=cut.importance, kept=cut.keep, progress=update
@@ -271,41 +275,20 @@ def _share(text: str) -> float:
     return share
 
 
-def _resumed(work: Path, parent: Checkpoint) -> Checkpoint:
+def _resumed(work: Path, row: ModelRow, parent: Checkpoint) -> Checkpoint:
     from edgepose.converters.checkpoint import load_checkpoint
     from edgepose.errors import TrainingError
 
     if not (work / _PRUNED).is_file():
         raise TrainingError(f"{work}: not there, so there is nothing to resume: start without --resume")
-    loaded = load_checkpoint(work / _PRUNED, parent.row)
+    loaded = load_checkpoint(work / _PRUNED, row)
     if loaded.source["parent"].get("sha256") != parent.source["sha256"]:
         raise TrainingError(f"{work}: was pruned from another checkpoint: start again with --force")
     return loaded
 
 
-def _samples(parent: Checkpoint, frames: Path, seed: int, update: Any) -> Any:
-    """A few inputs of the model, to judge channels, layers and heads on."""
-    from edgepose.calibration.datasets.registry import open_pictures
-    from edgepose.calibration.samples import collect
-    from edgepose.converters.samples import keypoint_samples
-    from edgepose.converters.training.frames import fp32_estimator
-
-    if parent.row.task == "lift3d":
-        return keypoint_samples(frames, None, parent.row.spec, _SAMPLES, seed, update).calibrate
-    estimator = fp32_estimator(parent)
-    data = open_pictures(_train_of(frames))
-    found = collect(data, parent.row.spec, _SAMPLES, seed, estimator.best_region, update, minimum=1)
-    estimator.close()
-    return found.crops
-
-
-def _train_of(data: Path) -> Path:
-    return data / "train.zip" if (data / "train.zip").is_file() else data
-
-
 def _data(
     parent: Checkpoint,
-    pruned: Checkpoint,
     frames: Path | None,
     data: Path | None,
     held_out: Path | None,
@@ -314,35 +297,46 @@ def _data(
     workers: int,
     update: Any,
 ) -> _Data:
-    """What there is to learn from."""
+    """What there is to learn from; it is read before anything is cut."""
     source = frames or data
     assert source
-    spec = parent.row.spec
     if parent.row.task == "lift3d":
-        from edgepose.converters.training.lift_distillation import LiftDistillation
-        from edgepose.files import sha256_file
-
-        lifting = LiftDistillation(parent.model, source, spec, seed, labelled=data is not None)
-        return _Data(lifting, {"source": source.name, "sha256": sha256_file(source), "trained_on": len(lifting.train)})
+        return _poses(parent, source, data is not None, seed, update)
     from edgepose.calibration.datasets.registry import open_pictures
     from edgepose.cli.finetune import labelled_pictures
     from edgepose.converters.training.distillation import Distillation
     from edgepose.converters.training.frames import collect_frames, fp32_estimator
 
+    spec = parent.row.spec
     labelled = labelled_pictures(parent.row, data, held_out, seed, workers) if data else None
+    pictures = open_pictures(source / "train.zip" if (source / "train.zip").is_file() else source)
     estimator = fp32_estimator(parent)
-    found = collect_frames(open_pictures(_train_of(source)), spec, estimator.best_region, count, seed, update)
+    found = collect_frames(pictures, spec, estimator.best_region, count, seed, update)
     estimator.close()
     for note in found.notes:
         remark(f"note: {note}")
-    task = Distillation(parent.model, pruned.model, found, spec, seed, labelled=labelled, workers=workers)
-    return _Data(task, found.record)
+
+    def task(pruned: Checkpoint) -> Distillation:
+        return Distillation(parent.model, pruned.model, found, spec, seed, labelled=labelled, workers=workers)
+
+    return _Data(task, found.crops(_SAMPLES), found.record)
+
+
+def _poses(parent: Checkpoint, source: Path, labelled: bool, seed: int, update: Any) -> _Data:
+    from edgepose.converters.samples import keypoint_samples
+    from edgepose.converters.training.lift_distillation import LiftDistillation
+    from edgepose.files import sha256_file
+
+    task = LiftDistillation(parent.model, source, parent.row.spec, seed, labelled=labelled)
+    samples = keypoint_samples(source, None, parent.row.spec, _SAMPLES, seed, update).calibrate
+    record = {"source": source.name, "sha256": sha256_file(source), "trained_on": len(task.train)}
+    return _Data(lambda pruned: task, samples, record)
 
 
 def _recovered(
     parent: Checkpoint,
     pruned: Checkpoint,
-    found: _Data,
+    task: Task,
     work: Path,
     settings: Settings,
     epochs: int,
@@ -355,7 +349,7 @@ def _recovered(
     from edgepose.converters.recovery import recover, scores_of
 
     update("score before and after pruning", 0, 0)
-    scores = {"before": scores_of(parent, found.task), "pruned": scores_of(pruned, found.task)}
+    scores = {"before": scores_of(parent, task), "pruned": scores_of(pruned, task)}
     remark(f"before: {_words(scores['before'])}")
     remark(f"pruned: {_words(scores['pruned'])}")
     if not epochs:
@@ -363,7 +357,7 @@ def _recovered(
     out = work / "recovered.pth"
     recovered, history = recover(
         pruned,
-        found.task,
+        task,
         out,
         settings,
         quantized=qat,
@@ -372,7 +366,7 @@ def _recovered(
         progress=update,
         report=lambda epoch: remark(_line(epoch)),
     )
-    return recovered, history, {**scores, "recovered": scores_of(recovered, found.task)}
+    return recovered, history, {**scores, "recovered": scores_of(recovered, task)}
 
 
 def _line(epoch: Epoch) -> str:
@@ -386,7 +380,13 @@ def _words(scores: Mapping[str, float]) -> str:
 def _figures(recovered: Checkpoint, record: Mapping[str, Any]) -> dict[str, Any]:
     from edgepose.machine import machine
 
-    return {"model": recovered.row.name, "pruned": recovered.source["pruned"], **record, "machine": machine()}
+    return {
+        "model": recovered.row.name,
+        "pruned": recovered.source["pruned"],
+        **record,
+        "latency": recovered.source["parent"]["latency"],
+        "machine": machine(),
+    }
 
 
 def _print(
