@@ -110,7 +110,7 @@ def train(
         report: Called after each epoch.
 
     Raises:
-        TrainingError: The loss or gradient is not finite (``out`` keeps the last epoch's weights), or there is nothing
+        TrainingError: The loss or gradient is not finite (``out`` keeps an earlier epoch's weights), or there is nothing
             to resume, or it was started with other settings or data.
     """
     torch.manual_seed(settings.seed)
@@ -162,6 +162,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
         self.history: list[Epoch] = []
         self.content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
+        self.keep_best = False
         self.steps = task.steps(settings.batch)
 
     def epoch(self, number: int, progress: Callable[[str, int, int], None]) -> Epoch:

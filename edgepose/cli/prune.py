@@ -166,6 +166,8 @@ def command(
     with progress() as update:
         if resume:
             _resumed(work, row, parent)  # for its errors, before anything is read
+        else:
+            _check_plan(parent, cut)
         found = _data(parent, frames, data, held_out, count, seed, workers, update)
         if not resume:
             _cut(parent, cut, found.samples, work, update)
@@ -211,6 +213,16 @@ def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | N
             raise DatasetError(f"{path}: no such file or folder")
 
 
+def _check_plan(parent: Checkpoint, cut: _Cut) -> None:
+    """Refuse what cannot be cut before the frames are read, which takes minutes."""
+    from edgepose.converters.pruning import Plan, global_plan, prune, uniform_plan
+
+    uniform_plan(parent.model, 1.0, kept=cut.keep)
+    if cut.ratio:
+        global_plan(parent, 1 - cut.ratio, kept=cut.keep)
+    prune(parent, Plan(removed=tuple(range(cut.drop_layers)), kv_pool=cut.kv_pool))
+
+
 def _cut(parent: Checkpoint, cut: _Cut, samples: Any, work: Path, update: Any) -> None:
     """Write the smaller model into ``work``, from where ``--resume`` takes it as well."""
     from edgepose.converters.pruning import prune, save_pruned
@@ -241,11 +253,10 @@ def _plan(parent: Checkpoint, cut: _Cut, samples: Any, measure: Measure, update:
     """What goes, and where a latency was asked for, what was predicted and measured."""
     from dataclasses import replace
 
-    from edgepose.converters.pruning import Plan, global_plan, layer_costs, uniform_plan
+    from edgepose.converters.pruning import Plan, global_plan, layer_costs
     from edgepose.converters.pruning_plan import plan_for_latency
 
     update("plan", 0, 0)
-    uniform_plan(parent.model, 1.0, kept=cut.keep)  # for its errors: names in --keep
     if cut.target:
         planned = plan_for_latency(
             parent, _share(cut.target), samples, measure, how=cut.importance, kept=cut.keep, progress=update
