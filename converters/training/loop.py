@@ -110,8 +110,8 @@ def train(
         report: Called after each epoch.
 
     Raises:
-        TrainingError: The loss or gradient is not finite (``out`` keeps an earlier epoch's weights), or there is nothing
-            to resume, or it was started with other settings or data.
+        TrainingError: The loss or gradient is not finite (``out`` keeps an earlier epoch's weights), or there is
+            nothing to resume, or it was started with other settings or data.
     """
     torch.manual_seed(settings.seed)
     run = _Run(model.to(device), task, out, settings, torch.device(device))

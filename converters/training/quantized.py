@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from edgepose.models.blocks import MultiheadSelfAttention
 
-__all__ = ["QuantizationAware", "plain_state"]
+__all__ = ["QuantizationAware", "plain_state", "rounded_input", "rounded_weight"]
 
 _LEVELS = 255
 _MOMENTUM = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,34 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepose.cli._console import print_table, progress, remark, write_figures
+from edgepose.cli._cutting import VARIANTS, Cut, check_plan, cut_model, resumed, share_of
 from edgepose.cli._options import PATH, split_list
 from edgepose.errors import DatasetError
 
 if TYPE_CHECKING:
     from edgepose.converters.checkpoint import Checkpoint
-    from edgepose.converters.pruning import Plan
-    from edgepose.converters.pruning_latency import Measure
     from edgepose.converters.training.loop import Epoch, Settings, Task
-    from edgepose.models.registry import ModelRow
 
 __all__ = ["command"]
 
 _SAMPLES = 64
-_PRUNED = "pruned.pth"
-_VARIANTS = {"onnxruntime": "onnx-int8", "openvino": "openvino-int8"}
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """What goes, as asked for."""
-
-    ratio: float | None
-    target: str | None
-    engine: str
-    kv_pool: int
-    drop_layers: int
-    keep: tuple[str, ...]
-    importance: str
 
 
 @dataclass(frozen=True)
@@ -151,11 +133,17 @@ def command(
     inputs = [path for path in (checkpoint, frames, data, held_out) if path]
     for path in filter(None, (output, json_path)):
         check_output(path, force=force or resume, inputs=inputs)
-    cut = _Cut(
-        ratio, target_latency, engine, int(kv_pool), drop_layers, tuple(split_list(keep)) if keep else (), importance
+    cut = Cut(
+        ratio,
+        share_of(target_latency),
+        engine,
+        int(kv_pool),
+        drop_layers,
+        tuple(split_list(keep)) if keep else (),
+        importance,
     )
     _check(cut, frames, data, held_out)
-    require_converters([_VARIANTS[engine]])
+    require_converters([VARIANTS[engine]])
     from edgepose.converters.checkpoint import load_checkpoint
     from edgepose.converters.training.loop import Settings, choose_device
 
@@ -165,13 +153,13 @@ def command(
     work = output.with_name(f"{output.name}.work")
     with progress() as update:
         if resume:
-            _resumed(work, row, parent)  # for its errors, before anything is read
+            resumed(work, row, parent)  # for its errors, before anything is read
         else:
-            _check_plan(parent, cut)
+            check_plan(parent, cut)
         found = _data(parent, frames, data, held_out, count, seed, workers, update)
         if not resume:
-            _cut(parent, cut, found.samples, work, update)
-        pruned = _resumed(work, row, parent)
+            cut_model(parent, cut, found.samples, work, update)
+        pruned = resumed(work, row, parent)
         task = found.task(pruned)
         recovered, history, scores = _recovered(
             parent, pruned, task, work, settings, epochs, qat=qat, resume=resume, device=device, update=update
@@ -192,13 +180,11 @@ _AVERAGE = 0.99
 """Recovery is short: weights averaged over a thousand steps would lag behind."""
 
 
-def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | None) -> None:
+def _check(cut: Cut, frames: Path | None, data: Path | None, held_out: Path | None) -> None:
     if cut.ratio is not None and cut.target is not None:
         raise click.UsageError("give either --ratio or --target-latency")
-    if cut.target is not None:
-        _share(cut.target)
-        if cut.drop_layers or cut.kv_pool > 1:
-            raise click.UsageError("--target-latency chooses --kv-pool and --drop-layers itself: leave them out")
+    if cut.target is not None and (cut.drop_layers or cut.kv_pool > 1):
+        raise click.UsageError("--target-latency chooses --kv-pool and --drop-layers itself: leave them out")
     if not (cut.ratio or cut.target or cut.drop_layers or cut.kv_pool > 1):
         raise click.UsageError("nothing to prune: give --ratio, --target-latency, --kv-pool or --drop-layers")
     if frames is None and data is None:
@@ -211,91 +197,6 @@ def _check(cut: _Cut, frames: Path | None, data: Path | None, held_out: Path | N
     for path in filter(None, (frames, data, held_out)):
         if not path.exists():
             raise DatasetError(f"{path}: no such file or folder")
-
-
-def _check_plan(parent: Checkpoint, cut: _Cut) -> None:
-    """Refuse what cannot be cut before the frames are read, which takes minutes."""
-    from edgepose.converters.pruning import Plan, global_plan, prune, uniform_plan
-
-    uniform_plan(parent.model, 1.0, kept=cut.keep)
-    if cut.ratio:
-        global_plan(parent, 1 - cut.ratio, kept=cut.keep)
-    prune(parent, Plan(removed=tuple(range(cut.drop_layers)), kv_pool=cut.kv_pool))
-
-
-def _cut(parent: Checkpoint, cut: _Cut, samples: Any, work: Path, update: Any) -> None:
-    """Write the smaller model into ``work``, from where ``--resume`` takes it as well."""
-    from edgepose.converters.pruning import prune, save_pruned
-    from edgepose.converters.pruning_latency import engine_latency
-
-    measure = engine_latency(_VARIANTS[cut.engine], samples, progress=update)
-    plan, latency = _plan(parent, cut, samples, measure, update)
-    pruned = prune(parent, plan, samples)
-    if not latency:
-        update("measure latency", 0, 0)
-        milliseconds = measure({"before": parent, "pruned": pruned})
-        latency = {"base_ms": milliseconds["before"], "measured_ms": milliseconds["pruned"]}
-    work.mkdir(parents=True, exist_ok=True)
-    save_pruned(pruned, work / _PRUNED, {"latency": {"variant": _VARIANTS[cut.engine], **latency}})
-    _tell(plan)
-
-
-def _tell(plan: Plan) -> None:
-    for name, width in plan.widths.items():
-        remark(f"plan: {name} keeps {width} channels")
-    if plan.removed:
-        remark(f"plan: encoder layers {', '.join(map(str, plan.removed))} go")
-    if plan.kv_pool > 1:
-        remark(f"plan: keys and values are pooled over {plan.kv_pool} x {plan.kv_pool} tokens")
-
-
-def _plan(parent: Checkpoint, cut: _Cut, samples: Any, measure: Measure, update: Any) -> tuple[Plan, dict[str, float]]:
-    """What goes, and where a latency was asked for, what was predicted and measured."""
-    from dataclasses import replace
-
-    from edgepose.converters.pruning import Plan, global_plan, layer_costs
-    from edgepose.converters.pruning_plan import plan_for_latency
-
-    update("plan", 0, 0)
-    if cut.target:
-        planned = plan_for_latency(
-            parent, _share(cut.target), samples, measure, how=cut.importance, kept=cut.keep, progress=update
-        )
-        found = {key: getattr(planned, key) for key in ("target", "predicted", "measured", "base_ms", "measured_ms")}
-        return planned.plan, found
-    plan = Plan(importance=cut.importance)
-    if cut.ratio:
-        plan = global_plan(parent, 1 - cut.ratio, samples, how=cut.importance, kept=cut.keep)
-    if cut.drop_layers:
-        costs = layer_costs(parent, samples)
-        order = sorted(range(len(costs)), key=lambda i: costs[i])
-        plan = replace(plan, removed=tuple(sorted(order[: cut.drop_layers])))
-    return replace(plan, kv_pool=cut.kv_pool), {}
-
-
-def _share(text: str) -> float:
-    """``0.6x`` -> 0.6."""
-    try:
-        share = float(text.lower().removesuffix("x"))
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
-        raise click.BadParameter(
-            f"{text!r}: give a part of what the model takes now, for instance 0.6x", param_hint="--target-latency"
-        )
-    return share
-
-
-def _resumed(work: Path, row: ModelRow, parent: Checkpoint) -> Checkpoint:
-    from edgepose.converters.checkpoint import load_checkpoint
-    from edgepose.errors import TrainingError
-
-    if not (work / _PRUNED).is_file():
-        raise TrainingError(f"{work}: not there, so there is nothing to resume: start without --resume")
-    loaded = load_checkpoint(work / _PRUNED, row)
-    if loaded.source["parent"].get("sha256") != parent.source["sha256"]:
-        raise TrainingError(f"{work}: was pruned from another checkpoint: start again with --force")
-    return loaded
 
 
 def _data(
