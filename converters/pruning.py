@@ -110,8 +110,8 @@ def save_pruned(checkpoint: Checkpoint, path: Path, record: Mapping[str, Any] | 
     """
     parent = {**checkpoint.source.get("parent", {}), **(record or {})}
     weights = {key: tensor.detach().cpu() for key, tensor in checkpoint.model.state_dict().items()}
-    with replace_file(path) as partial:
-        torch.save(pruned_content(checkpoint.row, weights, parent), partial)
+    with replace_file(path) as partial, partial.open("wb") as file:  # a name would go into the file
+        torch.save(pruned_content(checkpoint.row, weights, parent), file)
 
 
 def uniform_plan(

@@ -192,7 +192,7 @@ def choose(changes: Sequence[Change], target: float, layers: int, real: float = 
     for change in [*changes, *_combined(changes, layers)]:
         if change.saves > _NOISE:
             parts[change.part].append(change)
-    need = int(np.ceil((1 - target) * _STEPS))
+    need = int(np.ceil(round((1 - target) * _STEPS, 6)))
     best: dict[int, tuple[float, tuple[Change, ...]]] = {0: (0.0, ())}
     for options in parts.values():
         grown = dict(best)
