@@ -107,4 +107,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+    if isinstance(value, float):
+        return float(value)  # NumPy's numbers are floats too, but no plain ones
+    return value if value is None or isinstance(value, (str, bool, int)) else str(value)

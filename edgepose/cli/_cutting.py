@@ -60,7 +60,11 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
         milliseconds = measure({"before": parent, "pruned": pruned})
         latency = {"base_ms": milliseconds["before"], "measured_ms": milliseconds["pruned"]}
     work.mkdir(parents=True, exist_ok=True)
-    save_pruned(pruned, work / _PRUNED, {"latency": {"variant": VARIANTS[cut.engine], **latency}})
+    save_pruned(
+        pruned,
+        work / _PRUNED,
+        {"latency": {"variant": VARIANTS[cut.engine]} | {k: float(v) for k, v in latency.items()}},
+    )
     _tell(plan)
 
 
