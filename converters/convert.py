@@ -121,6 +121,7 @@ def convert(
         writer.write_golden(golden, spec)
         writer.write_json("calibration.json", dict(samples.record))
         provenance = records.provenance(checkpoint, seed, torch_error, calibration_size, samples)
+        provenance |= records.pruning(checkpoint, {row.variant: row.agreement for row in results})
         records.write_evidence(writer, compared.validation(results), provenance)
         writer.finish(spec, made.variants, provenance)
     return Conversion(

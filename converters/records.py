@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edgepose.bundle import BundleWriter
-from edgepose.calibration.evidence import LiftValidation, Validation
+from edgepose.calibration.evidence import Agreement, LiftAgreement, LiftValidation, Validation
 from edgepose.calibration.report.write import evidence, render
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.recipes import Recipe
@@ -15,7 +15,7 @@ from edgepose.converters.samples import Samples
 from edgepose.converters.variants import VARIANTS, VariantRow
 from edgepose.machine import RUNTIME_PACKAGES, machine, versions
 
-__all__ = ["origin", "provenance", "write_evidence"]
+__all__ = ["origin", "provenance", "pruning", "write_evidence"]
 
 _TOOLS = tuple(tool for row in VARIANTS.values() for tool in row.tools)
 
@@ -49,10 +49,32 @@ def provenance(
     }
 
 
+def pruning(checkpoint: Checkpoint, agreements: Mapping[str, Agreement | LiftAgreement]) -> dict[str, Any]:
+    """For the manifest of a pruned model: what it was, lost, got back, and what INT8 makes of it; else nothing.
+
+    ``scores`` has ``before``, ``pruned`` and ``recovered`` as the checkpoint tells them, against its parent; and
+    ``converted``: each variant against this model's own FP32, in points of agreement, or for a lifting model in
+    millimetres.
+    """
+    parent = checkpoint.source.get("parent")
+    if not isinstance(parent, Mapping):
+        return {}
+    converted = {
+        name: {"from FP32": a.mean_mm} if isinstance(a, LiftAgreement) else {"agreement with FP32": 100 * a.mean_oks}
+        for name, a in agreements.items()
+    }
+    told = {key: parent.get(key) for key in ("file", "sha256", "plan", "latency", "recovery", "scores")}
+    scores = told["scores"] if isinstance(told["scores"], Mapping) else {}
+    return {"pruning": {**told, "scores": {**scores, "converted": converted}}}
+
+
 def origin(checkpoint: Checkpoint, row: VariantRow, recipe: Recipe) -> dict[str, Any]:
     """What a lone file tells of where it comes from; nothing that differs from run to run."""
+    source = dict(checkpoint.source)
+    if "parent" in source:  # the manifest has the whole story
+        source["parent"] = {key: source["parent"].get(key) for key in ("file", "sha256", "plan")}
     return {
-        "checkpoint": dict(checkpoint.source),
+        "checkpoint": source,
         "recipe": row.recipe(recipe),
         "versions": versions(("edgepose", *row.tools)),
     }

@@ -37,6 +37,7 @@ from edgepose.calibration.report.wording import (
     machine_words,
     number,
     plural,
+    pruning_words,
     tally,
 )
 
@@ -207,7 +208,7 @@ def _caption(validation: LiftValidation, provenance: Mapping[str, Any]) -> str:
     ]
     if validation.skipped:
         parts.append(f"skipped: {_skipped(validation)}")
-    return "; ".join(parts + machine_words(provenance))
+    return "; ".join(parts + pruning_words(provenance) + machine_words(provenance))
 
 
 def _remarks(validation: LiftValidation) -> list[str]:

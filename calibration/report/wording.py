@@ -31,6 +31,7 @@ __all__ = [
     "number",
     "plain",
     "plural",
+    "pruning_words",
     "summary",
     "tally",
     "unit_of",
@@ -218,7 +219,39 @@ def caption(validation: Validation, provenance: Mapping[str, Any]) -> str:
     ]
     if validation.skipped:
         parts.append(f"{plural(len(validation.skipped), 'picture')} skipped")
-    return "; ".join(parts + machine_words(provenance))
+    return "; ".join(parts + pruning_words(provenance) + machine_words(provenance))
+
+
+_STAGES = {
+    "before": "before",
+    "pruned": "after pruning",
+    "recovered": "after recovery",
+    "converted": "of the variants",
+}
+
+
+def pruning_words(provenance: Mapping[str, Any]) -> list[str]:
+    """What a pruned model was cut from, and its main score at each stage; nothing for other models."""
+    told = lookup(provenance, "pruning")
+    if not isinstance(told, Mapping):
+        return []
+    words = [f"pruned from {clean(told.get('file'))} ({clean(told.get('sha256'))[:12]})"]
+    scores = told.get("scores")
+    stages = scores if isinstance(scores, Mapping) else {}
+    for key, name in _STAGES.items():
+        found = stages.get(key)
+        if isinstance(found, Mapping) and found:
+            words.append(f"{name} {_main_scores(found)}")
+    return [", ".join(words)]
+
+
+def _main_scores(found: Mapping[str, Any]) -> str:
+    """``PCK@0.2 48.6``; of several variants, each one's."""
+    nested = {name: value for name, value in found.items() if isinstance(value, Mapping) and value}
+    if nested:
+        return ", ".join(f"{clean(name)} {_main_scores(value)}" for name, value in nested.items())
+    name, value = next(iter(found.items()))
+    return f"{clean(name)} {number(value, 1) if isinstance(value, (int, float)) else clean(value)}"
 
 
 def machine_words(provenance: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,8 @@ _CHUNK = 256
 class LiftingTask:
     """MPJPE on random views; implements ``Task``. Whole sequences are held out, and scored through fixed cameras."""
 
+    higher_is_better = False
+
     def __init__(self, path: Path, spec: ModelSpec, seed: int) -> None:
         """Read and split the poses; see ``read_poses`` for the errors."""
         self.normalisation, self.seed = str(spec.normalisation), seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgepose.errors import EngineUnavailable, TrainingError
 from edgepose.files import replace_file
 
-__all__ = ["Batch", "Epoch", "Settings", "Task", "choose_device", "resume_path", "train"]
+__all__ = ["Batch", "Epoch", "Settings", "Task", "best_epoch", "choose_device", "resume_path", "train"]
 
 Batch = tuple[Tensor, ...]
 
@@ -59,6 +59,8 @@ class Task(Protocol):
 
     identity: str
     """Pins the data: training goes on only with the same."""
+    higher_is_better: bool
+    """Whether a higher main score is a better one."""
 
     def steps(self, batch: int) -> int:
         """Batches in an epoch."""
@@ -84,6 +86,7 @@ def train(
     settings: Settings,
     *,
     resume: bool = False,
+    keep_best: bool = False,
     device: str = "cpu",
     content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
@@ -100,18 +103,19 @@ def train(
         out: A state dict, which ``load_checkpoint`` reads.
         settings: How.
         resume: Go on from :func:`resume_path`.
+        keep_best: ``out`` holds the epoch with the best main score so far, and not the last.
         device: A torch device.
         content: What to write for a state dict: of a pruned model its configuration as well.
         progress: Called with stage, steps done, steps in all; the stage holds the time left.
         report: Called after each epoch.
 
     Raises:
-        TrainingError: The loss or gradient is not finite (``out`` keeps the last epoch's weights), or there is nothing
-            to resume, or it was started with other settings or data.
+        TrainingError: The loss or gradient is not finite (``out`` keeps an earlier epoch's weights), or there is
+            nothing to resume, or it was started with other settings or data.
     """
     torch.manual_seed(settings.seed)
     run = _Run(model.to(device), task, out, settings, torch.device(device))
-    run.content = content
+    run.content, run.keep_best = content, keep_best
     if resume:
         run.restore()
     for number in range(len(run.history) + 1, settings.epochs + 1):
@@ -119,6 +123,12 @@ def train(
         run.save()
         report(run.history[-1])
     return run.history
+
+
+def best_epoch(task: Task, history: Sequence[Epoch]) -> Epoch:
+    """The epoch with the best main score; of equal ones the first."""
+    sign = 1 if task.higher_is_better else -1
+    return max(history, key=lambda epoch: sign * next(iter(epoch.scores.values())))
 
 
 def choose_device(device: str, threads: int | None) -> None:
@@ -152,6 +162,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr)
         self.history: list[Epoch] = []
         self.content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
+        self.keep_best = False
         self.steps = task.steps(settings.batch)
 
     def epoch(self, number: int, progress: Callable[[str, int, int], None]) -> Epoch:
@@ -177,7 +188,8 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         value = float(loss.detach())
         if not math.isfinite(value + float(norm)):
-            kept = f"{self.out} has the weights of epoch {number - 1}" if self.history else "nothing was written"
+            epoch = best_epoch(self.task, self.history).number if self.keep_best and self.history else number - 1
+            kept = f"{self.out} has the weights of epoch {epoch}" if self.history else "nothing was written"
             raise TrainingError(
                 f"the loss is {value:g} and its gradient {float(norm):g} in step {step + 1} (epoch {number}): "
                 f"stopped, {kept}; take a lower learning rate"
@@ -205,7 +217,10 @@ class _Run:
             "history": [asdict(epoch) for epoch in self.history],
         }
         weights = self.content({key: tensor.cpu() for key, tensor in self.average.state_dict().items()})
-        for path, content in ((self.out, weights), (resume_path(self.out), state)):
+        files = {resume_path(self.out): state}
+        if not self.keep_best or best_epoch(self.task, self.history) is self.history[-1]:
+            files = {self.out: weights, **files}
+        for path, content in files.items():
             with replace_file(path) as partial:
                 torch.save(content, partial)
 

@@ -24,7 +24,7 @@ from edgepose.geometry import boxes_around, regions_from_boxes
 from edgepose.preprocess import crop
 from edgepose.types import ModelSpec
 
-__all__ = ["PictureTask"]
+__all__ = ["PictureTask", "heatmaps_of", "random_view"]
 
 _ROTATION, _ROTATED, _SCALE, _HALF_BODY, _HALF_BODY_JOINTS = 40.0, 0.6, 0.35, 0.3, 8
 _SIGMA = 2 / 64
@@ -34,6 +34,8 @@ _LOWER = ("hip", "knee", "ankle")
 
 class PictureTask:
     """Mean squared error of heatmaps; implements ``Task``. The held-out score is the data set's own."""
+
+    higher_is_better = True
 
     def __init__(self, data: PictureData, held: PictureData, spec: ModelSpec, seed: int, workers: int = 2) -> None:
         """List the people.
@@ -73,9 +75,15 @@ class PictureTask:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Half the mean squared error over all maps; those of joints that do not count weigh nothing."""
         crops, joints, counts = batch
-        heatmaps = _heatmaps(model, crops)
+        heatmaps = heatmaps_of(model, crops)
         error = (heatmaps - _targets(joints, (heatmaps.shape[2], heatmaps.shape[3]))) ** 2 * counts[:, :, None, None]
         return error.mean() / 2
+
+    def relative_error(self, heatmaps: Tensor, joints: Tensor, counts: Tensor) -> Tensor:
+        """The squared error over the power of the targets: 1 for an empty answer, whatever the number of joints."""
+        targets = _targets(joints, (heatmaps.shape[2], heatmaps.shape[3])) * counts[:, :, None, None]
+        error: Tensor = ((heatmaps - targets) ** 2 * counts[:, :, None, None]).sum()
+        return error / (targets**2).sum().clamp(min=1e-12)
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """What the held-out data set's scorer says."""
@@ -86,7 +94,7 @@ class PictureTask:
             assert picture.boxes_xywh is not None
             regions = regions_from_boxes(picture.boxes_xywh, self.spec.aspect, self.spec.crop_padding)
             crops = torch.from_numpy(crop(image, regions, self.spec.input_wh)).to(device)
-            scorer.add(picture, regions, *decode(_heatmaps(model, crops).float().cpu().numpy(), regions))
+            scorer.add(picture, regions, *decode(heatmaps_of(model, crops).float().cpu().numpy(), regions))
         return dict(scorer.result().stats)
 
     def _sample(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
@@ -99,7 +107,7 @@ class PictureTask:
         region = regions_from_boxes(
             boxes[row] if half is None else half, self.spec.aspect, self.spec.crop_padding if half is None else 1.5
         )[0]
-        to_picture, mirrored = _random_view(region, self.spec.input_wh, rng)
+        to_picture, mirrored = random_view(region, self.spec.input_wh, rng)
         image = cv2.warpAffine(_read(picture), to_picture, self.spec.input_wh, flags=_WARP)
         to_crop = cv2.invertAffineTransform(to_picture)
         joints = joints @ to_crop[:, :2].T + to_crop[:, 2]
@@ -124,7 +132,7 @@ class PictureTask:
 _WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
-def _random_view(region: NDArray[Any], size_wh: tuple[int, int], rng: Generator) -> tuple[NDArray[Any], bool]:
+def random_view(region: NDArray[Any], size_wh: tuple[int, int], rng: Generator) -> tuple[NDArray[Any], bool]:
     """Map (2, 3) from crop to picture pixels of a turned, scaled and perhaps mirrored region; whether it is that."""
     scale = np.clip(rng.normal(1, _SCALE), 1 - _SCALE, 1 + _SCALE) * max(region[2] - 1, 1) / (size_wh[0] - 1)
     degrees = np.clip(rng.normal(0, _ROTATION), -2 * _ROTATION, 2 * _ROTATION) if rng.random() < _ROTATED else 0.0
@@ -142,7 +150,7 @@ def _read(picture: Picture) -> NDArray[np.uint8]:
     return image
 
 
-def _heatmaps(model: nn.Module, crops: Tensor) -> Tensor:
+def heatmaps_of(model: nn.Module, crops: Tensor) -> Tensor:
     """Of uint8 crops (B, H, W, 3), through the deployed model's own normalisation."""
     mean, std = (torch.tensor(v, device=crops.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     heatmaps: Tensor = model((crops.permute(0, 3, 1, 2) / 255 - mean) / std)

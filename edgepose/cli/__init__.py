@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": "Estimate poses on a video, images or a camera.",
     "bench": "Measure the latency of every variant on this machine.",
     "validate": "Measure the accuracy of every variant, and the drop from FP32.",
+    "prune": "Make a checkpoint smaller and faster, and recover its accuracy without labels.",
     "finetune": "Train a checkpoint further, or new weights, on labelled data.",
     "sensitivity": "Rank the parts of a model by what INT8 costs them.",
     "reproduce": "Make a bundle again by its manifest, and compare byte by byte.",

@@ -17,9 +17,10 @@ from edgepose.errors import DatasetError, EngineUnavailable
 if TYPE_CHECKING:
     from edgepose.converters.checkpoint import Checkpoint
     from edgepose.converters.training.loop import Epoch, Settings, Task
+    from edgepose.converters.training.pictures import PictureTask
     from edgepose.models.registry import ModelRow
 
-__all__ = ["command"]
+__all__ = ["command", "labelled_pictures"]
 
 _NEW, _GIVEN = 1e-3, 1e-4
 _SPLIT = ("train.zip", "val.zip")
@@ -116,6 +117,15 @@ def _task(row: ModelRow, data: Path, held_out: Path | None, seed: int, workers: 
         if held_out:
             raise click.UsageError("--held-out goes with pictures: of 3D poses, whole sequences are held out")
         return LiftingTask(data, row.spec, seed)
+    return labelled_pictures(row, data, held_out, seed, workers)
+
+
+def labelled_pictures(row: ModelRow, data: Path, held_out: Path | None, seed: int, workers: int) -> PictureTask:
+    """Labelled pictures to learn from and others to score with; ``held_out`` may lie beside them as ``val.zip``.
+
+    Raises:
+        DatasetError: There are none, or nothing to score with.
+    """
     from edgepose.calibration.datasets.registry import open_pictures
     from edgepose.converters.training.pictures import PictureTask
 
