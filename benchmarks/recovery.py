@@ -1,4 +1,4 @@
-"""The starter pruned to parts of its INT8 latency, and recovered without labels: `recovery.py TRAIN.zip VAL.zip FOLDER`.
+"""The starter pruned to parts of its latency, and recovered without labels: `recovery.py TRAIN.zip VAL.zip FOLDER`.
 
 For each target (0.6x and 0.4x by default) `edgepose prune` is run on the pictures of TRAIN.zip without their labels:
 they are unpacked into FOLDER as plain pictures, and people are found by the unpruned model. The command's own output

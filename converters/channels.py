@@ -78,7 +78,7 @@ def _inside_layers(model: nn.Module) -> list[Group]:
     for name, module in model.named_modules():
         linear1 = getattr(module, "linear1", None)
         if isinstance(module, MultiheadSelfAttention):
-            members = (Member(name, "out"), Member(f"{name}.out_proj", "in"))
+            members: tuple[Member, ...] = (Member(name, "out"), Member(f"{name}.out_proj", "in"))
             groups.append(Group(name, module.inner, members, module.head_dim))
         elif isinstance(linear1, nn.Linear):
             members = (Member(f"{name}.linear1", "out"), Member(f"{name}.linear2", "in"))
