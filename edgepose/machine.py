@@ -18,6 +18,7 @@ RUNTIME_PACKAGES = (
     "openvino",
     "ai-edge-litert",
     "tflite-runtime",
+    "tensorrt",
     "numpy",
     "opencv-python-headless",
     "opencv-python",
