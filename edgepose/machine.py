@@ -35,6 +35,7 @@ RUNTIME_PACKAGES = (
     "ai-edge-litert",
     "tflite-runtime",
     "torch",
+    "tensorrt",
     "numpy",
     "opencv-python-headless",
     "opencv-python",

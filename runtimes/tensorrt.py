@@ -235,7 +235,9 @@ class _Slot:
         except EngineError as error:
             refused = refused or error
         if refused is not None:
-            self._graph = None
+            if self._graph is not None:
+                self._cuda.destroy_graph(self._graph)
+                self._graph = None
             _log.warning("no CUDA graph of this model (%s): it runs layer by layer", refused)
 
     def run(self, arrays: Arrays) -> list[NDArray[Any]]:

@@ -158,9 +158,9 @@ def test_random_weights_are_marked(tmp_path):
     [
         (["onnx-int8"], ConversionError, "onnx-int8: needs samples to calibrate with: --calib"),
         (
-            ["tensorrt-int8"],
+            ["tensorrt-fp32"],
             ConversionError,
-            "tensorrt-int8: this version converts to onnx-fp32, onnx-int8",
+            "tensorrt-fp32: this version converts to onnx-fp32, onnx-int8",
         ),
         (["onnx-int3"], BundleError, "variant 'onnx-int3': expected <format>-<precision>"),
         ([], ConversionError, "nothing to convert to"),

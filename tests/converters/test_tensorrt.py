@@ -223,8 +223,3 @@ def test_a_copy_under_another_name_computes_the_same(bundle, tmp_path):
 
 def int8_file(bundle):
     return bundle.path / "tensorrt-int8.onnx"
-
-
-def test_there_is_no_fp32_for_tensorrt():
-    with pytest.raises(ConversionError, match="tensorrt-fp32: this version converts to onnx-fp32"):
-        get_variant("tensorrt-fp32")
