@@ -15,14 +15,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 from edgepose.errors import EdgePoseError, PipelineError, StopRequested
 from edgepose.metrics import Metrics
-from edgepose.sources import Frame
+from edgepose.sources import Frame, Source
 from edgepose.types import Poses
 
-__all__ = ["PosesOf", "Result", "Sink", "run", "stream"]
+__all__ = ["First", "PosesOf", "Result", "Sink", "run", "stream"]
 
 _READ_AHEAD, _WRITE_BEHIND = 2, 4
 
@@ -52,6 +53,17 @@ class Result:
 
     frame: Frame
     poses: Poses
+
+
+class First:
+    """The first frames of a source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self._source, self._count = source, count
+        self.live = source.live
+
+    def __iter__(self) -> Iterator[Frame]:
+        return islice(iter(self._source), self._count)
 
 
 def run(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgepose.errors import BundleError, EdgePoseError
+from edgepose.errors import BundleError, EdgePoseError, EngineError
 from edgepose.machine import machine
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
@@ -27,6 +27,7 @@ from edgepose.runtimes.native import Job, compare_with_tool
 from edgepose.runtimes.profile import ProfilingEngine
 from edgepose.runtimes.thermal import climate
 from edgepose.runtimes.throughput import Requests, Server, Workers, is_async, measure_throughput
+from edgepose.runtimes.words import plural
 
 __all__ = ["MODES", "SCHEMA", "Settings", "benchmark"]
 
@@ -84,6 +85,7 @@ class _Found:
     profiles: dict[str, list[dict[str, Any]]]
     no_profile: dict[str, str]
     end_to_end: list[dict[str, Any]]
+    remarks: list[str]
     model: str = ""
 
 
@@ -100,7 +102,7 @@ def benchmark(
         EdgePoseError: No variant runs here.
     """
     files = model_files(path, variants)
-    found = _Found([], {}, {}, {}, [])
+    found = _Found([], {}, {}, {}, [], [])
     meter = find_meter()
     before, weather, began = moment(), climate(), datetime.now(timezone.utc)
     for threads in settings.threads:
@@ -122,6 +124,7 @@ def benchmark(
         "profiles": found.profiles,
         "no_profile": found.no_profile,
         "end_to_end": found.end_to_end,
+        "remarks": found.remarks,
     }
 
 
@@ -161,7 +164,7 @@ class _Block:
         return (self.threads, self.batch) == (self.settings.threads[0], self.settings.batch[0])
 
     def __str__(self) -> str:
-        parts = [f"{self.threads or 'automatic'} threads"] if len(self.settings.threads) > 1 else []
+        parts = [plural(self.threads or "automatic", "thread")] if len(self.settings.threads) > 1 else []
         parts += [f"batch {self.batch}"] if len(self.settings.batch) > 1 else []
         return ", ".join(parts)
 
@@ -183,7 +186,7 @@ def _measure(
         for done, row in enumerate(rows):
             progress("measure memory and the rest", done, len(rows))
             one, file = opened[row.variant], files[row.variant]
-            found.rows.append(_more(row, one, file, block, meter))
+            found.rows.append(_more(found, row, one, file, block, meter))
             if block.first and block.settings.profile:
                 _profile(found, one.model, block.batch)
         progress("measure memory and the rest", len(rows), len(rows))
@@ -249,9 +252,15 @@ def _saturate(
             model.close()
 
 
-def _more(row: LatencyRow, one: _Opened, file: Path, block: _Block, meter: Meter | None) -> dict[str, Any]:
+def _more(
+    found: _Found, row: LatencyRow, one: _Opened, file: Path, block: _Block, meter: Meter | None
+) -> dict[str, Any]:
     """A row with size, memory, energy, placement, and the engine's own tool."""
-    memory = peak_memory(file, row.engine, row.device, row.threads, row.batch, one.options)
+    memory = None
+    try:
+        memory = peak_memory(file, row.engine, row.device, row.threads, row.batch, one.options)
+    except EngineError as error:  # the times are good all the same
+        found.remarks.append(str(error))
     native = None
     if block.settings.native and row.mode == "latency":
         job = Job(file, row.engine, row.device, row.threads, row.batch, one.model.spec.input)
@@ -260,8 +269,8 @@ def _more(row: LatencyRow, one: _Opened, file: Path, block: _Block, meter: Meter
     return {
         **asdict(row),
         "mb": model_bytes(file) / 1e6,
-        "rss_mib": memory.rss_mib,
-        "gpu_mib": memory.gpu_mib,
+        "rss_mib": memory and memory.rss_mib,
+        "gpu_mib": memory and memory.gpu_mib,
         "energy_mj": _energy_mj(one.model, block.batch, meter) if meter and row.mode == "latency" else None,
         "placement": one.model.engine.placement(),
         "native": native,
@@ -307,11 +316,15 @@ def _check_pictures(opened: Mapping[str, _Opened]) -> None:
 def _end_to_end(found: _Found, models: Mapping[str, LoadedModel], block: _Block, progress: Progress) -> None:
     for name, model in models.items():
         assert isinstance(model, Estimator)
-        measured = measure_end_to_end(
-            model,
-            str(block.settings.source),
-            most_frames=block.settings.frames,
-            threads=block.threads,
-            progress=lambda done, total, name=name: progress(f"whole pipeline with {name}", done, total),  # type: ignore[misc]
-        )
+        try:
+            measured = measure_end_to_end(
+                model,
+                str(block.settings.source),
+                most_frames=block.settings.frames,
+                threads=block.threads,
+                progress=lambda done, total, name=name: progress(f"whole pipeline with {name}", done, total),  # type: ignore[misc]
+            )
+        except EngineError as error:  # another variant may do it
+            found.remarks.append(f"{name}: {error}")
+            continue
         found.end_to_end.append(asdict(measured))

@@ -13,7 +13,7 @@ from edgepose.errors import EdgePoseError
 from edgepose.runtimes.statistics import Estimate, ratio_interval
 from edgepose.runtimes.words import conditions_words, row_name
 
-__all__ = ["Comparison", "RowChange", "compare", "read_benchmark"]
+__all__ = ["Comparison", "RowChange", "check_machine", "compare", "read_benchmark"]
 
 _KEYS = ("variant", "engine", "device", "threads", "batch", "mode", "in_flight")
 _MACHINE = ("cpu", "cores", "isa")
@@ -93,7 +93,9 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], max_slowdown: f
     Raises:
         EdgePoseError: They are of different machines or models, or have no row in common.
     """
-    _check_comparable(before, after)
+    check_machine(before, after["machine"])
+    if before["model"] != after["model"]:
+        raise EdgePoseError(f"the earlier benchmark is of {before['model']}, this one of {after['model']}")
     then = {_key(row): row for row in before["rows"]}
     now = {_key(row): row for row in after["rows"]}
     rows = [_change(row, now.get(key), max_slowdown) for key, row in then.items() if _asked(row, after)]
@@ -106,16 +108,19 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], max_slowdown: f
     return Comparison(tuple(rows), tuple(_differences(before, after)), new, max_slowdown)
 
 
-def _check_comparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def check_machine(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse a benchmark of another processor than ``here``: see :func:`edgepose.machine.machine`.
+
+    Raises:
+        EdgePoseError: It is.
+    """
     for what in _MACHINE:
-        one, other = before["machine"].get(what), after["machine"].get(what)
+        one, other = before["machine"].get(what), here.get(what)
         if one != other:
             raise EdgePoseError(
                 f"the earlier benchmark is of another machine ({what}: {_text(one)} then, {_text(other)} now): "
                 "times of two machines say nothing about a change; measure both on one"
             )
-    if before["model"] != after["model"]:
-        raise EdgePoseError(f"the earlier benchmark is of {before['model']}, this one of {after['model']}")
 
 
 def _text(value: Any) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from edgepose.errors import SourceError
 from edgepose.metrics import Metrics
 from edgepose.pipeline import Estimator, Pipeline
-from edgepose.sources import Frame, Source, open_source
-from edgepose.streaming import stream
+from edgepose.sources import open_source
+from edgepose.streaming import First, stream
 
 __all__ = ["EndToEnd", "measure_end_to_end"]
 
@@ -57,7 +56,7 @@ def measure_end_to_end(
         metrics = Metrics(lambda: {"dropped": opened.dropped})
         pipeline = Pipeline(estimator, moving=opened.moving, metrics=metrics)
         total = min(opened.count, most_frames)
-        for _ in stream(_First(opened, most_frames), pipeline, metrics):
+        for _ in stream(First(opened, most_frames), pipeline, metrics):
             progress(metrics.frames, total)
         if not metrics.frames:
             raise SourceError(f"{source}: has no frames")
@@ -73,14 +72,3 @@ def measure_end_to_end(
             stages_ms=figures["stages_ms"],
             dropped=int(figures["dropped"]),
         )
-
-
-class _First:
-    """The first frames of a source."""
-
-    def __init__(self, source: Source, count: int) -> None:
-        self._source, self._count = source, count
-        self.live = source.live
-
-    def __iter__(self) -> Iterator[Frame]:
-        return islice(iter(self._source), self._count)

@@ -29,7 +29,7 @@ from edgepose.calibration.report.plots import (
     scatter_chart,
 )
 from edgepose.calibration.report.wording import DASH, TIMES, number, plural
-from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
+from edgepose.runtimes.words import caveats, measured_words, row_name
 
 __all__ = ["benchmark_html"]
 
@@ -79,8 +79,7 @@ class _Page:
 
     def top(self, title: str) -> str:
         notes = [f"{name} did not run: {reason}" for name, reason in self.data["failed"].items()]
-        notes += [drift_words(row) for row in self.rows if row.get("drifted")]
-        notes += [*conditions_words(self.data), *(self.data.get("remarks") or ())]
+        notes += caveats(self.data)
         items = "".join(
             f'<li class="measured"><span class="pill">NOTE</span><span>{shown(n)}.</span></li>' for n in notes
         )
@@ -248,7 +247,7 @@ class _Page:
             told = row["native"]
             tool = shown(told["tool"] or told["note"])
             figures = [number(told["tool_ms"]), number(told["ours_ms"]), number(told["ratio"], 3)]
-            lines.append((self._key(row), [cell(tool, "long"), *map(cell, figures)]))
+            lines.append((self._key(row), [cell(tool), *map(cell, figures)]))
         head = ["Variant", "Tool", f"Its median{unit('ms')}", f"Ours{unit('ms')}", "Ours / its"]
         note = "<p class=soft>Each engine's own benchmark tool and ours, in turn, each in fresh processes.</p>"
         return section("native", "Beside the engines' own tools", note, table(head, lines, "Tools")) if rows else ""
@@ -260,7 +259,7 @@ class _Page:
                 (
                     shown(op["name"]),
                     [
-                        *(cell(shown(op[key]), "long") for key in ("kind", "where")),
+                        *(cell(shown(op[key])) for key in ("kind", "where")),
                         cell(number(op["ms"], 3)),
                         cell(f"{number(100 * op['share'], 1)} %"),
                     ],

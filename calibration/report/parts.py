@@ -63,7 +63,8 @@ table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:ta
 th,td{padding:8px 12px;text-align:right;vertical-align:baseline;border-top:1px solid var(--rule);white-space:nowrap}
 thead th{border-top:0;color:var(--soft);font-weight:600;font-size:13px;line-height:1.3;vertical-align:bottom;
 white-space:normal;overflow-wrap:normal}
-thead th:first-child,tbody th,#provenance th,#operators th:nth-child(-n+3),#native th:nth-child(2){text-align:left}
+thead th:first-child,tbody th,#provenance th,#operators :is(th,td):nth-child(-n+3),
+#native :is(th,td):nth-child(2){text-align:left}
 tbody th{font-weight:600;white-space:normal;min-width:120px;overflow-wrap:break-word}
 #results tbody th{min-width:176px}#joints tbody th{white-space:nowrap}thead .unit{white-space:nowrap}
 thead .swatch{display:block;margin:0 0 3px auto}.short{white-space:nowrap}

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgepose.calibration.report.markdown import escaped, line
 from edgepose.calibration.report.wording import DASH, number
-from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
+from edgepose.runtimes.words import caveats, measured_words, row_name
 
 __all__ = ["CSV_FIELDS", "benchmark_csv", "benchmark_markdown"]
 
@@ -40,8 +40,7 @@ def benchmark_markdown(data: Mapping[str, Any]) -> str:
         for name, reason in data["failed"].items()
     ]
     parts = [f"**{escaped(measured_words(data))}**", _table(head, rows)]
-    notes = [drift_words(row) for row in data["rows"] if row.get("drifted")]
-    notes += [*conditions_words(data), *(data.get("remarks") or ())]
+    notes = list(caveats(data))
     parts += ["\n".join(f"- {escaped(note)}" for note in notes)] if notes else []
     parts += [_end_to_end(data["end_to_end"])] if data.get("end_to_end") else []
     parts += [_profile(name, ops) for name, ops in (data.get("profiles") or {}).items()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepose.cli._console import out, print_table, remark
-from edgepose.runtimes.words import conditions_words, drift_words, measured_words, row_name
+from edgepose.runtimes.words import caveats, measured_words, row_name
 
 if TYPE_CHECKING:
     from edgepose.runtimes.compare import Comparison
@@ -261,9 +261,7 @@ _STATES = {
 def _remarks(data: Document) -> Iterator[str]:
     placed = [placement_remark(row["variant"], row.get("placement") or {}) for row in data["rows"]]
     yield from dict.fromkeys(text for text in placed if text)
-    yield from (drift_words(row) for row in data["rows"] if row.get("drifted"))
-    yield from conditions_words(data)
-    yield from data.get("remarks") or ()
+    yield from caveats(data)
 
 
 def placement_remark(name: str, placement: Mapping[str, int]) -> str | None:

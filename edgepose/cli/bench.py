@@ -16,6 +16,7 @@ from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._options import PATH, Opening, counts, split_list, sweep_options
 from edgepose.cli._variants import load_variants
 from edgepose.files import canonical_json, replace_file
+from edgepose.machine import machine
 
 if TYPE_CHECKING:
     from edgepose.model import LoadedModel
@@ -90,7 +91,7 @@ def command(
     """
     from edgepose.cli._there import bench_there
     from edgepose.runtimes.benchmark import Settings
-    from edgepose.runtimes.compare import compare, read_benchmark
+    from edgepose.runtimes.compare import check_machine, compare, read_benchmark
 
     if iterations and duration:
         raise click.UsageError("--iterations and --duration both say how long: give one of them")
@@ -100,6 +101,8 @@ def command(
     outputs = _Outputs(json_path, markdown_path, csv_path, html_path)
     outputs.check(force=force, inputs=[path for path in (bundle, earlier) if path])
     before = read_benchmark(earlier) if earlier else None
+    if before:
+        check_machine(before, machine())
     settings = Settings(
         mode=mode,
         iterations=iterations or 100,

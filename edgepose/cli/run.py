@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,11 @@ from edgepose.cli._options import PATH, Opening, engine_options
 from edgepose.cli._outputs import Outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from edgepose.lifter import Lifter
     from edgepose.metrics import Metrics
     from edgepose.people import Detector
     from edgepose.pipeline import Estimator
-    from edgepose.sources import Frame, Source, SourceOptions
+    from edgepose.sources import SourceOptions
 
 __all__ = ["command", "run_source"]
 
@@ -173,7 +170,7 @@ def run_source(
     from edgepose.pipeline import Pipeline
     from edgepose.smoothing import OneEuro
     from edgepose.sources import SourceOptions, open_source
-    from edgepose.streaming import run
+    from edgepose.streaming import First, run
 
     box_file = BoxFile(boxes) if boxes else None
     threshold = estimator.spec.score_threshold
@@ -195,7 +192,7 @@ def run_source(
         count = min(opened.count, max_frames or opened.count)
         try:
             with outputs.open(opened.fps, caption, threshold, metrics) as sinks, progress() as update:
-                frames = opened if max_frames is None else _First(opened, max_frames)
+                frames = opened if max_frames is None else First(opened, max_frames)
                 run(frames, pipeline, sinks, metrics, lambda now: update("frames", now.frames, count))
         finally:
             if metrics.frames:
@@ -208,17 +205,6 @@ def run_source(
         if metrics.frames + len(opened.skipped) < count:
             remark(f"{opened.name}: {metrics.frames} frames came, {count} were announced: the file may be truncated")
     return metrics
-
-
-class _First:
-    """The first frames of a source."""
-
-    def __init__(self, source: Source, count: int) -> None:
-        self._source, self._count = source, count
-        self.live = source.live
-
-    def __iter__(self) -> Iterator[Frame]:
-        return islice(iter(self._source), self._count)
 
 
 def _check_people(boxes: Path | None, detector: Path | None, layout: str | None, smooth: bool) -> None:

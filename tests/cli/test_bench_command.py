@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +41,7 @@ def document(measured):
 def test_the_document_has_its_schema(document, starter_bundle):
     assert document.keys() == {
         *("schema", "bundle", "model", "began", "settings", "machine", "conditions", "rows", "failed", "profiles"),
-        *("no_profile", "end_to_end"),
+        *("no_profile", "end_to_end", "remarks"),
     }
     assert document["schema"] == 1
     assert document["model"] == "transpose-r-t"
@@ -47,6 +49,15 @@ def test_the_document_has_its_schema(document, starter_bundle):
     assert document["settings"]["threads"] == [1]
     assert document["machine"]["versions"]["onnxruntime"]
     assert document["conditions"]["other_cores"] is None or document["conditions"]["other_cores"] >= 0
+
+
+def test_every_field_is_documented(document):
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    told = set(re.findall(r"`(\w+)`", text))
+    inside = ("settings", "machine", "conditions")
+    fields = {*document, *(key for name in inside for key in document[name])}
+    fields |= {key for name in ("rows", "end_to_end") for row in document[name] for key in row}
+    assert fields <= told, fields - told
 
 
 def test_every_variant_and_batch_is_a_row(document):
