@@ -14,7 +14,7 @@ __all__ = ["BLOCK", "fetch_facts", "look", "read", "received", "remove", "start"
 BLOCK = 1 << 16
 """Bytes of the blocks in which files travel."""
 
-_NEEDED = ("dd", "df", "nohup", "setsid", "sha256sum", "tail")
+_NEEDED = ("dd", "df", "setsid", "sha256sum", "tail")
 _PLACES = ("edgepose", '"$HOME/.local/bin/edgepose"', '"$HOME/.local/share/edgepose/venv/bin/edgepose"')
 
 _LOOK = r"""
@@ -56,7 +56,7 @@ else rm -f %(part)s; echo damaged; fi
 """
 
 _WRAPPER = r"""
-trap : INT TERM HUP; cd; echo $$ > "$0/pid.part"; mv "$0/pid.part" "$0/pid"
+trap : INT TERM; trap '' HUP; cd; echo $$ > "$0/pid.part"; mv "$0/pid.part" "$0/pid"
 "$@" > "$0/stdout" 2> "$0/stderr" < /dev/null; echo $? > "$0/code.part"; mv "$0/code.part" "$0/code"
 """
 
@@ -64,7 +64,7 @@ _START = r"""
 umask 077; mkdir -p %(jobs)s || exit 1
 if [ ! -e %(job)s ]; then
     mkdir %(job)s %(job)s/out || exit 1
-    nohup setsid sh -c %(wrapper)s %(job)s %(words)s > /dev/null 2>&1 < /dev/null &
+    setsid sh -c %(wrapper)s %(job)s %(words)s > /dev/null 2>&1 < /dev/null &
 fi
 """
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,7 @@ class Yard:
         # A login script that talks must not spoil answers.
         force.write_text(
             f'#!/bin/sh\necho Welcome\nexport HOME={folder}/"$BOARD"\nexport PATH="$HOME/bin:/usr/bin:/bin"\n'
+            '[ ! -d "$HOME/only" ] || PATH="$HOME/bin:$HOME/only"\n'
             'cd && exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )
         force.chmod(0o755)
@@ -125,7 +127,8 @@ class Yard:
     def cut(self) -> None:
         """Kill the server's side of every connection."""
         for pid in self.sessions():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def sessions(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -74,7 +77,7 @@ def test_refusals_say_what_to_do(yard, tmp_path):
     with mute:
         for options, message in cases:
             name = yard.board(**options)
-            link = yard.link(name, connect_s=1)
+            link = yard.link(name, connect_s=1 if options.get("Port") == mute.getsockname()[1] else 10)
             with link, pytest.raises(RemoteError, match=f"^{name}: {message}") as caught:
                 link.open()
             assert "\n" not in str(caught.value)
@@ -155,12 +158,35 @@ def test_files_go_once_and_from_where_they_stopped(yard, big):
     assert not (yard.home(name) / "pwned").exists()
 
 
+def test_busybox_is_enough_and_what_lacks_is_named(yard, big, tmp_path):
+    program = shutil.which("busybox")
+    if not program:
+        pytest.skip("no busybox on PATH: apt-get install busybox")
+    name = yard.board()
+    only = yard.home(name) / "only"
+    only.mkdir()
+    subprocess.run([program, "--install", "-s", only], check=True)
+    with Board(yard.link(name)) as board:
+        assert Path(board.send(pack(big))).read_bytes() == big.read_bytes()
+        with board.running(lambda job: ["bench", f"--json={job.place('0/b.json')}"]) as job:
+            assert board.wait(job) == 0
+            assert board.fetch(job, "0/b.json", tmp_path / "b.json")
+            assert not board.fetch(job, "0/other.json", tmp_path / "other.json")
+        assert json.loads((tmp_path / "b.json").read_text())["schema"] == 1
+        assert not yard.jobs(name)
+    (only / "setsid").unlink()
+    with pytest.raises(RemoteError, match="no setsid there: install coreutils and util-linux, or BusyBox"):
+        Board(yard.link(name)).__enter__()
+
+
 def test_damage_and_a_full_disk_are_errors(yard, big):
     name = yard.board()
     folder = yard.home(name) / ".cache/edgepose/bundles" / pack(big).key
     yard.program(name, "dd", '#!/bin/sh\ntrap "" XFSZ; ulimit -f 2048; exec /bin/dd "$@"\n')
     with Board(yard.link(name)) as board:
-        with pytest.raises(RemoteError, match=f"^{name}: dd: error writing .*: the disk there is full: make room in /"):
+        with pytest.raises(
+            RemoteError, match=f"^{name}: .*dd: error writing .*: the disk there is full: make room in /"
+        ):
             board.send(pack(big))
         assert not list(folder.iterdir())
         yard.program(name, "dd", '#!/bin/sh\ntr "\\000-\\177" "\\001-\\177\\000" | /bin/dd "$@"\n')
@@ -208,7 +234,7 @@ exec /bin/dd "$@"
 def test_a_board_that_stays_away_is_given_up(yard, big, monkeypatch):
     monkeypatch.setattr("edgepose.remote._PAUSES_S", (0.01, 0.01))
     name = yard.board("sleep 30")
-    with Board(yard.link(name, connect_s=1)) as board:
+    with Board(yard.link(name)) as board:
         board.link._ssh[1:1] = ["-o", f"Port={yard.free_port()}"]
         board.link._hang_up()
         with pytest.raises(LinkLost, match=f"^{name}: the link was lost .*Connection refused"):

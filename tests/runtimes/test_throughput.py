@@ -64,7 +64,9 @@ def test_requests_overlap_on_an_engine_that_takes_several():
     assert (both.mode, both.in_flight, both.batch, both.pre_ms) == ("throughput", 4, 3, None)
     assert both.infer_ms > 1.5 * alone.infer_ms  # a request waits for the two before it
     assert alone.speedup == pytest.approx(alone.fps / both.fps)
-    assert both.fps_low <= both.fps <= both.fps_high
+    # Slices that depend on each other, on a busy machine, may be worth too few to have limits.
+    assert both.fps_low is None or both.fps_low <= both.fps
+    assert both.fps_high is None or both.fps <= both.fps_high
 
 
 def test_copies_share_the_work():
