@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -111,39 +110,36 @@ def _gains(model: nn.Module, group: Group) -> Tensor | None:
 
 
 def _head_scores(model: nn.Module, samples: NDArray[Any]) -> Mapping[str, Tensor]:
-    """By attention: for each feature, the mean square of what its head adds to the tokens.
+    """By attention: for each feature, the mean square of what its head adds to the tokens, summed over the samples.
 
     A head adds A V W: its attention map, its values, and its columns of the projection. A head whose map is flat
     averages over the picture and adds the same everywhere, which the mean over tokens takes out.
     """
     scores: dict[str, Tensor] = {}
-    with _merged_heads(model.get_submodule("model")) as merged:
-        answers(model, samples)
-    for name, (module, parts) in merged.items():
-        each = (module.heads, module.head_dim)
-        mixed = torch.cat(parts)
-        mixed = (mixed - mixed.mean(1, keepdim=True)).reshape(*mixed.shape[:2], *each)
-        weight = module.out_proj.weight.detach().reshape(-1, *each)
-        added = torch.einsum("nthe,dhe->nthd", mixed, weight)
-        scores[name] = added.square().mean((0, 1, 3)).double().repeat_interleave(module.head_dim)
-    return scores
-
-
-@contextmanager
-def _merged_heads(model: nn.Module) -> Iterator[dict[str, tuple[MultiheadSelfAttention, list[Tensor]]]]:
-    """Collects what goes into the projection of each attention."""
-    found: dict[str, tuple[MultiheadSelfAttention, list[Tensor]]] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, MultiheadSelfAttention):
-            found[name] = (module, [])
-            hooks.append(
-                module.out_proj.register_forward_hook(
-                    lambda _, inputs, __, parts=found[name][1]: parts.append(inputs[0])
-                )
-            )
+    hooks = [
+        module.out_proj.register_forward_hook(_adding(scores, name, module))
+        for name, module in model.get_submodule("model").named_modules()
+        if isinstance(module, MultiheadSelfAttention)
+    ]
     try:
-        yield found
+        answers(model, samples)
     finally:
         for hook in hooks:
             hook.remove()
+    return scores
+
+
+def _adding(
+    scores: dict[str, Tensor], name: str, attention: MultiheadSelfAttention
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """A hook of the projection that adds up the scores of its heads."""
+    each = (attention.heads, attention.head_dim)
+    weight = attention.out_proj.weight.detach().reshape(-1, *each)
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        mixed = inputs[0] - inputs[0].mean(1, keepdim=True)
+        added = torch.einsum("nthe,dhe->nthd", mixed.reshape(*mixed.shape[:2], *each), weight)
+        found = added.square().mean((1, 3)).sum(0).double().repeat_interleave(attention.head_dim)
+        scores[name] = scores[name] + found if name in scores else found
+
+    return add
