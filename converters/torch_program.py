@@ -61,7 +61,7 @@ def export_torch(model: nn.Module, spec: ModelSpec, path: Path, origin: Mapping[
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's own attention, which never writes the T x T scores down: half the time for 768 tokens and more."""
+    """Torch's own attention, which never writes the T x T scores down: docs/torch.md says what that saves."""
     if q.ndim == 4:
         return functional.scaled_dot_product_attention(q, k, v, scale=1.0)
     q, k, v = (x.unsqueeze(1) for x in (q, k, v))  # its fast kernels want an axis of heads

@@ -123,7 +123,12 @@ def test_code_in_a_file_is_refused_and_does_not_run(edited, tmp_path, attack, me
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("attack", [pickled_samples, pickled_weight, opaque_constant])
+def evaluated_shape(mark):
+    bad = {"as_expr": {"expr_str": f"__import__('os').mkdir({str(mark)!r})", "hint": {"as_int": 2}}}
+    return {MODEL: changed(*GRAPH, "tensor_values", "image", "sizes", 0, to=bad)}
+
+
+@pytest.mark.parametrize("attack", [pickled_samples, pickled_weight, opaque_constant, evaluated_shape])
 def test_the_attacks_are_real_ones(edited, tmp_path, attack):
     """Torch's own loader runs them: the day it does not, this module may have become needless."""
     path = edited(attack(tmp_path / "mark"))
@@ -139,8 +144,7 @@ def test_the_attacks_are_real_ones(edited, tmp_path, attack):
 
 def test_shapes_are_not_evaluated(edited, tmp_path):
     """Torch's own loader gives them to sympify, which evaluates Python."""
-    bad = {"as_expr": {"expr_str": f"__import__('os').mkdir({str(tmp_path / 'mark')!r})", "hint": {"as_int": 2}}}
-    program = read_pt2(edited({MODEL: changed(*GRAPH, "tensor_values", "image", "sizes", 0, to=bad)}))
+    program = read_pt2(edited(evaluated_shape(tmp_path / "mark")))
     assert program.inputs[0].shape == (None, 128, 96, 3)
     assert not (tmp_path / "mark").exists()
 
