@@ -15,7 +15,7 @@ from torch import nn
 from edgepose import DatasetError
 from edgepose.calibration.datasets.pictures import Unlabeled
 from edgepose.converters.checkpoint import Checkpoint, build_random
-from edgepose.converters.recovery import pruning_record, recover, scores_of
+from edgepose.converters.recovery import recover, recovery_record, scores_of
 from edgepose.converters.training.distillation import (
     Distillation,
     distillation_loss,
@@ -326,9 +326,7 @@ def test_the_record_says_what_was_done_in_plain_values(tmp_path):
     scores = {"pruned": scores_of(student, job)}
     recovered, history = recover(student, job, tmp_path / "r.pth", settings)
     scores["recovered"] = scores_of(recovered, job)
-    record = pruning_record(
-        parent(), {"ratio": 0.5}, scores, {}, {"sha256": "0" * 64}, job, settings, history, quantized=False
-    )
+    record = recovery_record(scores, {"sha256": "0" * 64}, settings, history, job)
     torch.save({"edgepose": record}, tmp_path / "c.pth")
     again = torch.load(tmp_path / "c.pth", weights_only=True)["edgepose"]
     assert again == record
@@ -336,4 +334,3 @@ def test_the_record_says_what_was_done_in_plain_values(tmp_path):
     assert again["recovery"]["settings"]["seed"] == 0
     assert again["recovery"]["best_epoch"] == 1
     assert again["scores"]["recovered"]["agreement"] == pytest.approx(history[0].scores["agreement"])
-    assert again["parent"]["model"] == "transpose-r-t"
