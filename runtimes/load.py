@@ -15,6 +15,7 @@ from edgepose.machine import machine
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.choice import Choice
+from edgepose.runtimes.placement import strays
 from edgepose.runtimes.preference import rank_variants
 from edgepose.runtimes.registry import open_engine
 from edgepose.types import SPEC_KEY, Engine, ModelSpec, TensorSpec
@@ -28,9 +29,7 @@ __all__ = [
     "load_model_file",
     "model_bytes",
     "model_files",
-    "place_device",
     "self_test",
-    "strays",
 ]
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
@@ -233,25 +232,6 @@ def _ranked_variants(bundle: Bundle, engine: str | None, device: str) -> list[Va
     """Those that run here, the preferred one first: see ``preference.py``."""
     ranked, _ = rank_variants(bundle, engine, device)
     return [one.variant for one in ranked]
-
-
-def place_device(place: str) -> str:
-    """The device that a place of :meth:`Engine.placement` is on.
-
-    ``CPUExecutionProvider``, ``CPU f32`` and ``CPU XNNPACK`` are all ``cpu``, ``GPU f16`` is ``gpu``,
-    ``CUDAExecutionProvider``, ``CUDA`` and ``cuda:0`` are ``cuda``; a delegate's path is itself.
-    """
-    if place.startswith("delegate:"):
-        return place
-    return place.partition(" ")[0].partition(":")[0].removesuffix("ExecutionProvider").lower()
-
-
-def strays(engine: Engine) -> dict[str, int]:
-    """Nodes that run on another device than the engine's, by place. An engine on the CPU has none."""
-    device = engine.device if engine.device.startswith("delegate:") else engine.device.partition(":")[0]
-    if device == "cpu":
-        return {}
-    return {place: count for place, count in engine.placement().items() if place_device(place) != device}
 
 
 def _refuse_strays(engine: Engine, path: Path) -> None:

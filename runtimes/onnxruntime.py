@@ -234,7 +234,7 @@ def _tensorrt_settings(path: Path, inputs: Sequence[TensorSpec], options: Mappin
     most = _whole("max_batch", options.get("max_batch", str(_MOST)))
     form, _, precision = path.stem.partition("-")
     by_name = {"fp16": precision == "fp16" or (form, precision) == ("tensorrt", "int8"), "int8": precision == "int8"}
-    told = {name: options[name] == "yes" if name in options else by_name[name] for name in by_name}
+    told = {name: options[name] == "on" if name in options else by_name[name] for name in by_name}
     settings = {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(engines),

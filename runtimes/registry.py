@@ -85,7 +85,7 @@ class LoadableEngine(Protocol):
         ...
 
 
-_YES_NO = ("yes", "no")
+_SWITCH = ("off", "on")
 _BUILT_IN = (
     EngineRow(
         name="onnxruntime",
@@ -93,7 +93,7 @@ _BUILT_IN = (
         target="edgepose.runtimes.onnxruntime:OnnxRuntimeEngine",
         devices=("cpu", "cuda", "tensorrt"),
         install="pip install onnxruntime",
-        options={"fp16": _YES_NO, "int8": _YES_NO, "max_batch": (), "workspace_mib": ()},
+        options={"fp16": _SWITCH, "int8": _SWITCH, "max_batch": (), "workspace_mib": ()},
         libraries=("onnxruntime",),
         formats=("onnx",),
     ),
@@ -123,7 +123,7 @@ _BUILT_IN = (
         devices=("cuda",),
         install="pip install tensorrt (Jetson: sudo apt install python3-libnvinfer, and a venv with "
         "--system-site-packages)",
-        options={"max_batch": (), "workspace_mib": (), "graph": _YES_NO},
+        options={"max_batch": (), "workspace_mib": (), "cuda_graphs": _SWITCH},
         libraries=("tensorrt",),
         formats=("tensorrt", "onnx"),
     ),
@@ -136,8 +136,8 @@ _BUILT_IN = (
         options={
             "precision": ("fp32", "tf32", "fp16", "bf16"),
             "compile": ("off", "on", "ahead"),
-            "channels_last": ("off", "on"),
-            "cuda_graphs": ("off", "on"),
+            "channels_last": _SWITCH,
+            "cuda_graphs": _SWITCH,
         },
         libraries=("torch",),
         formats=("torch",),

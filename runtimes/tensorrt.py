@@ -60,7 +60,7 @@ class TensorRtEngine:
         *,
         max_batch: str = "8",
         workspace_mib: str = "1024",
-        graph: str = "yes",
+        cuda_graphs: str = "on",
         progress: Progress = _tell,
     ) -> None:
         """Load a model file: build an engine, or take the one that was built before.
@@ -71,7 +71,7 @@ class TensorRtEngine:
             threads: Not used: the work is the GPU's.
             max_batch: Largest batch that the engine is built for, 1 to 64; larger ones run in parts.
             workspace_mib: Memory that a layer may use while it runs, at most half of what is free.
-            graph: Whether to replay CUDA graphs: ``yes`` or ``no``.
+            cuda_graphs: Whether to record a graph for each batch size and replay it: ``on`` or ``off``.
             progress: Told about the phases of a build; by default the log is.
 
         Raises:
@@ -85,7 +85,7 @@ class TensorRtEngine:
         self.metadata: Mapping[str, str] = onnx_metadata(path)
         self._cuda = Cuda()
         self._api = TensorRt(tensorrt)
-        self._graph = graph == "yes"
+        self._graph = cuda_graphs == "on"
         self._lock = Lock()
         self._slots: dict[int, _Slot] = {}
         self._engine: Loaded | None = self._open(largest, workspace * _MIB, progress)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from edgepose.runtimes.placement import stray_words
+
 __all__ = ["caveats", "conditions_words", "measured_words", "plural", "row_name"]
 
 _BUSY_SHARE = 0.05
@@ -44,6 +46,8 @@ def plural(numbers: Any, noun: str) -> str:
 
 def caveats(data: Mapping[str, Any]) -> Iterator[str]:
     """All that a reader of the figures must know: rows that changed, and what disturbed the measurement."""
+    placed = [(row["variant"], row.get("device", "cpu"), row.get("placement") or {}) for row in data["rows"]]
+    yield from dict.fromkeys(words for one in placed if (words := stray_words(*one)))
     for row in data["rows"]:
         if row.get("drifted"):
             yield _drift_words(row)

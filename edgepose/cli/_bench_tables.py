@@ -12,7 +12,7 @@ from edgepose.runtimes.words import caveats, measured_words, row_name
 if TYPE_CHECKING:
     from edgepose.runtimes.compare import Comparison
 
-__all__ = ["placement_remark", "print_benchmark", "print_comparison"]
+__all__ = ["print_benchmark", "print_comparison"]
 
 Row = Mapping[str, Any]
 Document = Mapping[str, Any]
@@ -42,7 +42,7 @@ def print_benchmark(results: Mapping[str, Document]) -> None:
     _print_native(rows, named)
     _print_profiles(results, named)
     for host, data in results.items():
-        for text in _remarks(data):
+        for text in caveats(data):
             remark(_at(host, named) + text)
 
 
@@ -256,16 +256,3 @@ _STATES = {
     "faster": "faster",
     "same": "no slower than allowed",
 }
-
-
-def _remarks(data: Document) -> Iterator[str]:
-    placed = [placement_remark(row["variant"], row.get("placement") or {}) for row in data["rows"]]
-    yield from dict.fromkeys(text for text in placed if text)
-    yield from caveats(data)
-
-
-def placement_remark(name: str, placement: Mapping[str, int]) -> str | None:
-    """What to say of where a variant's nodes run; None where all run in one place."""
-    if len(placement) <= 1:
-        return None
-    return f"{name}: its nodes run in several places: {', '.join(f'{n} on {p}' for p, n in placement.items())}"

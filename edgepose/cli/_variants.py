@@ -17,11 +17,10 @@ __all__ = ["load_variants", "remark_strays"]
 
 def remark_strays(name: str, model: LoadedModel) -> None:
     """Say so where an engine runs single nodes on another device than asked."""
-    from edgepose.runtimes.load import strays
+    from edgepose.runtimes.placement import stray_words, strays
 
-    where = ", ".join(f"{count} on {place}" for place, count in strays(model.engine).items())
-    if where:
-        remark(f"{name}: not all nodes run on {model.engine.device}: {where} (--strict refuses this)")
+    if elsewhere := strays(model.engine):
+        remark(str(stray_words(name, model.engine.device, elsewhere)))
 
 
 def load_variants(
@@ -30,6 +29,7 @@ def load_variants(
     opening: Opening | None = None,
     *,
     measure_anyway: bool = False,
+    tell: bool = True,
 ) -> tuple[dict[str, LoadedModel], dict[str, EdgePoseError]]:
     """Load every variant that runs here; the others come back with the reason.
 
@@ -39,6 +39,7 @@ def load_variants(
         opening: Engine, device and the rest.
         measure_anyway: A file that was edited or fails the self-test is loaded all the same, and the terminal says
             so: finding out what it costs is what validation is for.
+        tell: Whether to say where single nodes run on another device.
 
     Raises:
         EdgePoseError: None runs.
@@ -75,7 +76,7 @@ def load_variants(
     for name in [name for name, spec in specs.items() if spec != next(iter(specs.values()))]:
         models.pop(name).close()
         failed[name] = BundleError(f"{name}: is of another model than {next(iter(specs))}")
-    for name, model in models.items():
+    for name, model in models.items() if tell else ():
         remark_strays(name, model)
     if not models:
         raise EdgePoseError("; ".join(dict.fromkeys(map(str, failed.values()))))

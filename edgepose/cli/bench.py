@@ -169,7 +169,7 @@ def _load(path: Path, name: str, mode: str, opening: Opening) -> tuple[LoadedMod
 
     known = row_for(model_files(path, [name])[name], opening.engine).options.get("mode", ())
     options = {"mode": mode, **opening.options} if mode in known else dict(opening.options)
-    models, _ = load_variants(path, [name], replace(opening, options=options))
+    models, _ = load_variants(path, [name], replace(opening, options=options), tell=False)
     return models[name], options
 
 

@@ -39,7 +39,7 @@ __all__ = ["command", "convert_checkpoint", "require_converters"]
 @click.option(
     "--precision",
     help="By commas: fp32 (not for tensorrt); int8 and fp16 (not for torch); int8-16x8 for tflite; or auto: the "
-    "fastest here within --max-drop.  [default: fp32 and int8 of the formats that have them]",
+    "fastest here within --max-drop.  [default: fp32, or else fp16, and int8 of the formats that have it]",
 )
 @click.option(
     "--target",
@@ -197,22 +197,26 @@ def convert_checkpoint(
 
 
 def _variants(formats: list[str], precision: str | None) -> list[str]:
-    """Names; ``auto`` stands for every precision of a format, and None for FP32 and INT8 where it has that."""
-    if precision is None:
-        return [f"{form}-{kind}" for form in formats for kind in ("fp32", "int8")[: 1 if form in _FLOAT_ONLY else 2]]
-    if precision != "auto":
-        return [f"{form}-{kind}" for form in formats for kind in split_list(precision)]
+    """Names; ``auto`` stands for every precision of a format, and None for its fullest and INT8 where it has that."""
+    if precision not in (None, "auto"):
+        return [f"{form}-{kind}" for form in formats for kind in split_list(str(precision))]
     require_converters()
     from edgepose.converters.variants import VARIANTS
 
-    names = [name for name in VARIANTS if name.partition("-")[0] in formats]
+    names = [name for form in formats for name in VARIANTS if name.partition("-")[0] == form]
     unknown = set(formats) - {name.partition("-")[0] for name in names}
     if unknown:
         raise click.UsageError(f"--to {', '.join(sorted(unknown))}: there is no such format")
-    return names
+    if precision == "auto":
+        return names
+    usual = [[f"{form}-{kind}" for kind in ("fp32", "fp16", "int8")] for form in formats]
+    return [name for form in usual for name in _fullest_and_int8([name for name in form if name in names])]
 
 
-_FLOAT_ONLY = ("torch",)
+def _fullest_and_int8(names: list[str]) -> list[str]:
+    return [name for name in names if name == names[0] or name.endswith("int8")]
+
+
 _BUDGET_PICTURES = 500
 _AUTO_DROP = {"pose2d": 1.0, "lift3d": 10.0}  # points, and millimetres of mean distance: a fifth of its own error
 

@@ -13,7 +13,7 @@ import pytest
 
 from edgepose.assets import SAMPLE_CLIP
 from edgepose.cli._bench_files import CSV_FIELDS, benchmark_csv, benchmark_markdown
-from edgepose.cli._bench_tables import placement_remark, print_benchmark
+from edgepose.cli._bench_tables import print_benchmark
 
 QUICK = ("--iterations", 30, "--warmup", 2, "--threads", 1)
 
@@ -241,8 +241,3 @@ def test_a_variant_that_cannot_run_is_a_row_with_the_reason(edgepose, starter_bu
     data = json.loads(path.read_text())
     assert "3 bytes, the manifest says" in data["failed"]["onnx-int8"]
     assert [row["batch"] for row in data["rows"]] == [1, 2]
-
-
-def test_nodes_in_one_place_need_no_remark():
-    assert placement_remark("onnx-fp32", {"CPU": 3}) is None
-    assert placement_remark("a", {"CPU": 3, "GPU": 4}) == "a: its nodes run in several places: 3 on CPU, 4 on GPU"

@@ -16,14 +16,13 @@ import edgepose
 from edgepose import ConversionError
 from edgepose.assets import STARTER_MODEL, STARTER_WEIGHTS
 from edgepose.bundle import Bundle
-from edgepose.cli.convert import _FLOAT_ONLY, _variants
+from edgepose.cli.convert import _variants
 from edgepose.converters.checkpoint import load_checkpoint
 from edgepose.converters.contract import deployed
 from edgepose.converters.convert import convert
 from edgepose.converters.reproduce import reproduce
 from edgepose.converters.rewrite import rewrite
 from edgepose.converters.torch_program import export_torch
-from edgepose.converters.variants import VARIANTS
 from edgepose.models.registry import get_model
 from edgepose.runtimes.load import load_model_file
 from edgepose.types import ModelSpec
@@ -172,13 +171,9 @@ def test_a_module_that_cannot_be_exported(tmp_path):
         (["torch"], None, ["torch-fp32"]),
         (["torch", "onnx"], None, ["torch-fp32", "onnx-fp32", "onnx-int8"]),
         (["torch"], "auto", ["torch-fp32"]),
+        (["tensorrt", "tflite"], None, ["tensorrt-fp16", "tensorrt-int8", "tflite-fp32", "tflite-int8"]),
         (["torch"], "fp32,int8", ["torch-fp32", "torch-int8"]),  # asked for by name: an error that names it follows
     ],
 )
 def test_the_usual_precisions_are_those_that_a_format_has(formats, precision, names):
     assert _variants(formats, precision) == names
-
-
-def test_formats_without_int8_are_known_to_the_command_line():
-    forms = {name.partition("-")[0] for name in VARIANTS}
-    assert set(_FLOAT_ONLY) == {form for form in forms if f"{form}-int8" not in VARIANTS}

@@ -18,9 +18,10 @@ from edgepose.bundle import Bundle
 from edgepose.cli import bench
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.files import cache_folder, sha256_file
-from edgepose.runtimes.load import place_device, strays
 from edgepose.runtimes.onnxruntime import OnnxRuntimeEngine
+from edgepose.runtimes.placement import place_device, stray_words, strays
 from edgepose.runtimes.registry import open_engine
+from edgepose.runtimes.words import caveats
 
 TENSORRT_OPTIONS = {
     *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
@@ -115,14 +116,14 @@ def test_tensorrt_is_told_shapes_caches_and_precision(gpu, starter_bundle, tmp_p
         (tmp_path / f"{name}.onnx").write_bytes((starter_bundle / "onnx-fp32.onnx").read_bytes())
         OnnxRuntimeEngine(tmp_path / f"{name}.onnx", "tensorrt")
         assert gpu.asked[-1]["TensorrtExecutionProvider"]["trt_fp16_enable"] == fp16
-    OnnxRuntimeEngine(tmp_path / "model.onnx", "tensorrt", fp16="yes", int8="yes")
+    OnnxRuntimeEngine(tmp_path / "model.onnx", "tensorrt", fp16="on", int8="on")
     told = gpu.asked[-1]["TensorrtExecutionProvider"]
     assert (told["trt_fp16_enable"], told["trt_int8_enable"]) == ("1", "1")
 
 
 def test_options_of_another_device_are_refused(gpu, starter_bundle):
     with pytest.raises(EngineUnavailable, match="fp16 are options of --device tensorrt, not cpu"):
-        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, {"fp16": "yes"})
+        open_engine(starter_bundle / "onnx-fp32.onnx", None, "cpu", None, {"fp16": "on"})
     with pytest.raises(EngineUnavailable, match="max_batch is a whole number from 1 upwards, got 'x'"):
         open_engine(starter_bundle / "onnx-fp32.onnx", None, "tensorrt", None, {"max_batch": "x"})
 
@@ -172,6 +173,15 @@ def test_several_precisions_on_one_device_are_no_fallback():
     assert strays(Placed("tensorrt", TensorrtExecutionProvider=1, CUDAExecutionProvider=2)) == {
         "CUDAExecutionProvider": 2
     }
+
+
+def test_a_benchmark_of_a_board_says_so_too():
+    """From what its rows say: nobody saw that board's terminal."""
+    rows = [{"variant": "onnx-fp32", "device": "cuda", "placement": {"CUDA": 3, "CPUExecutionProvider": 2}}]
+    assert stray_words("a", "cpu", {"CPU f32": 3, "CPU u8": 4}) is None
+    assert list(caveats({"rows": rows, "machine": {}})) == [
+        "onnx-fp32: not all nodes run on cuda: 2 on CPUExecutionProvider (--strict refuses this)"
+    ]
 
 
 def test_strict_refuses_nodes_elsewhere_and_without_it_they_are_told(gpu, starter_bundle):

@@ -170,7 +170,7 @@ def test_a_layer_that_cannot_be_captured_runs_without_a_graph(trt10, gpu, starte
     np.testing.assert_allclose(engine.run({"image": golden.inputs[:1]})["heatmaps"], golden.answers[:1], atol=1e-4)
     assert gpu.launches == 0
     assert "no CUDA graph of this model" in caplog.text
-    plain = TensorRtEngine(fp32, graph="no")
+    plain = TensorRtEngine(fp32, cuda_graphs="off")
     assert "cuGraphLaunch" not in gpu.calls
     plain.close()
 
@@ -180,7 +180,7 @@ def test_a_layer_that_cannot_be_captured_runs_without_a_graph(trt10, gpu, starte
     [
         ({"max_batch": "0"}, "max_batch is a whole number from 1 to 64, got '0'"),
         ({"workspace_mib": "many"}, "workspace_mib is a whole number from 1"),
-        ({"graph": "perhaps"}, "tensorrt has no graph 'perhaps': choose yes, no"),
+        ({"cuda_graphs": "perhaps"}, "tensorrt has no cuda_graphs 'perhaps': choose off, on"),
         ({"precision": "fp16"}, "tensorrt has no option 'precision': it has max_batch"),
     ],
 )
