@@ -5,13 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test test-all check clean
 
 demo: $(VENV)/.demo ## convert the starter model, run it on the sample clip, time it, compare it
 	$(BIN)/edgepose demo --force
 
 test: $(VENV)/.dev ## lint, types, tests
 	$(MAKE) --no-print-directory check
+
+test-all: $(VENV)/.dev ## the same with the slow tests
+	EDGEPOSE_SLOW=1 $(MAKE) --no-print-directory check
 
 check:
 	$(BIN)/ruff check .

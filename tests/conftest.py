@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,13 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("EDGEPOSE_SHARED", ROOT.parent / "shared"))
 
 Array = NDArray[np.float32]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave slow tests out unless they are asked for, and let no test inherit a log that another switched off."""
+    if item.get_closest_marker("slow") and not os.environ.get("EDGEPOSE_SLOW"):
+        pytest.skip("slow: make test-all, or EDGEPOSE_SLOW=1, runs it")
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -177,6 +177,7 @@ def test_a_file_that_is_there_stays(small):
     assert (small / "there.pth").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_a_lifting_model(tmp_path, capsys):
     row = registry.get_model("ampose-s")
     torch.save(build_random(row, 0).model.state_dict(), tmp_path / "w.pth")

@@ -190,6 +190,7 @@ def test_reproduce_gives_the_same_bytes_and_evidence(edgepose, starter_bundle, t
     assert "the evidence is equal" in done.stderr
 
 
+@pytest.mark.slow
 def test_reproduce_with_another_seed_says_what_differs(edgepose, starter_bundle):
     done = edgepose("reproduce", starter_bundle, *REPRODUCE, "--seed", 7, code=1)
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("onnx", "golden", "calib"))}
@@ -212,6 +213,7 @@ def test_reproduce_asks_for_what_it_needs(edgepose, starter_bundle, arguments, m
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_renamed_video_is_the_same_pictures(edgepose, starter_bundle, tmp_path):
     shutil.copy(SAMPLE_CLIP, tmp_path / "renamed.mp4")
     calib = ("--checkpoint", STARTER_WEIGHTS, "--calib", tmp_path / "renamed.mp4")

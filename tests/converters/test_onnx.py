@@ -15,7 +15,14 @@ from edgepose.models.registry import get_model
 from edgepose.runtimes.load import load
 
 
-@pytest.fixture(scope="module", params=["transpose-r-a3 golden", "transpose-h-s golden", "transpose-h-s fresh"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "transpose-r-a3 golden",
+        "transpose-h-s golden",
+        pytest.param("transpose-h-s fresh", marks=pytest.mark.slow),
+    ],
+)
 def exported(request, tmp_path_factory, deterministic_weights):
     """Model with the golden weights, or with torch's own initialisation, and its ONNX file."""
     name, weights = request.param.split()

@@ -90,6 +90,7 @@ def test_the_command_of_a_lifting_model_names_the_bundle_before_it():
     )
 
 
+@pytest.mark.slow
 def test_a_target_decides_the_recipe_and_not_this_machine(edgepose, tmp_path):
     convert = ("convert", STARTER_WEIGHTS, "--model", STARTER_MODEL, "--calib", SAMPLE_CLIP, "--calib-size", 8)
     done = edgepose(*convert, "--target", "intel-cpu-old", "-o", tmp_path / "b")

@@ -201,6 +201,7 @@ def test_an_unknown_layer_is_refused(float_model, crops):
         quantize_tflite(float_model, crops, recipe)
 
 
+@pytest.mark.slow
 def test_a_budget_puts_layers_back_to_float(checkpoint, tmp_path):
     path = tmp_path / "bundle"
     convert(

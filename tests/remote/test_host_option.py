@@ -138,6 +138,7 @@ def test_an_interrupted_run_brings_what_it_has(yard, starter_bundle, tmp_path):
     assert (tmp_path / f"p.{names[0]}.jsonl").read_text() == "half\n"
 
 
+@pytest.mark.slow
 def test_validate_there_and_its_gate(edgepose, yard, starter_bundle, tmp_path):
     name = yard.real()
     done = edgepose(
@@ -159,6 +160,7 @@ def test_validate_there_and_its_gate(edgepose, yard, starter_bundle, tmp_path):
 EVIDENCE = {"drops": {"onnx-int8": 0.25}, "validation": {"baseline": "onnx-fp32"}}
 
 
+@pytest.mark.slow
 def test_drops_side_by_side_and_a_board_that_was_not_measured(edgepose, yard, starter_bundle):
     """With a limit, a board without figures has not kept it."""
     body = f"echo '{json.dumps(EVIDENCE)}' > \"$json\"; echo table"

@@ -132,6 +132,7 @@ def test_answers_are_not_overwritten(small):
     np.testing.assert_array_equal(first, kept)
 
 
+@pytest.mark.slow
 def test_compiled_gives_the_same_for_every_batch(small, tmp_path, monkeypatch):
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs g++")
@@ -143,6 +144,7 @@ def test_compiled_gives_the_same_for_every_batch(small, tmp_path, monkeypatch):
     compiled.close()
 
 
+@pytest.mark.slow
 def test_compiled_ahead_is_compiled_once_and_kept(small, tmp_path, monkeypatch):
     if not shutil.which("g++"):
         pytest.skip("AOTInductor needs g++")
