@@ -65,16 +65,20 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
         work / _PRUNED,
         {"latency": {"variant": VARIANTS[cut.engine]} | {k: float(v) for k, v in latency.items()}},
     )
-    _tell(plan)
+    _tell(plan, latency, VARIANTS[cut.engine])
 
 
-def _tell(plan: Plan) -> None:
+def _tell(plan: Plan, latency: dict[str, float], variant: str) -> None:
+    """What goes and what that saves, before the model learns again, which takes long."""
     for name, width in plan.widths.items():
         remark(f"plan: {name} keeps {width} channels")
     if plan.removed:
         remark(f"plan: encoder layers {', '.join(map(str, plan.removed))} go")
     if plan.kv_pool > 1:
         remark(f"plan: keys and values are pooled over {plan.kv_pool} x {plan.kv_pool} tokens")
+    expected = f"; {latency['predicted']:.2f}x predicted" if "predicted" in latency else ""
+    share = latency["measured_ms"] / latency["base_ms"]
+    remark(f"{variant}: {latency['base_ms']:.2f} ms before, {latency['measured_ms']:.2f} now: {share:.2f}x{expected}")
 
 
 def _plan(parent: Checkpoint, cut: Cut, samples: Any, measure: Measure, update: Any) -> tuple[Plan, dict[str, float]]:
