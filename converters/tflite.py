@@ -272,6 +272,7 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         stack.callback(logging.disable, level)
+        stack.callback(logging.root.setLevel, logging.root.level)
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             stream.flush()
             saved = os.dup(number)

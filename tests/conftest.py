@@ -22,10 +22,11 @@ Array = NDArray[np.float32]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave slow tests out unless they are asked for, and let no test inherit a log that another switched off."""
+    """Leave slow tests out unless they are asked for, and let no test inherit a log that another silenced."""
     if item.get_closest_marker("slow") and not os.environ.get("EDGEPOSE_SLOW"):
         pytest.skip("slow: make test-all, or EDGEPOSE_SLOW=1, runs it")
     logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)  # libraries of the converters raise it
 
 
 @pytest.fixture(scope="session")
