@@ -25,8 +25,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave slow tests out unless they are asked for, and let no test inherit a log that another silenced."""
     if item.get_closest_marker("slow") and not os.environ.get("EDGEPOSE_SLOW"):
         pytest.skip("slow: make test-all, or EDGEPOSE_SLOW=1, runs it")
+    _let_logs_through()
+
+
+def _let_logs_through() -> None:
+    """Undo what libraries do to the logs of the process, and to the handlers of pytest, which serve all tests."""
     logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)  # libraries of the converters raise it
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for handler in root.handlers:
+        handler.setLevel(logging.NOTSET)
+    for name, logger in list(root.manager.loggerDict.items()):
+        if name.startswith("edgepose") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,7 @@ def test_prunes_recovers_and_tells_the_bundle(small, capsys):
     ).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed(small, monkeypatch, capsys):
     from edgepose.cli import prune
 

@@ -260,6 +260,7 @@ def test_the_baseline_comes_along_where_only_another_variant_is_named(edgepose, 
     assert "onnx-fp32: PCK@0.2" in text
 
 
+@pytest.mark.slow
 def test_a_bundle_without_fp32_has_a_report_that_knows_the_drop(edgepose, tmp_path):
     arguments = ("--model", "transpose-r-t", "--calib", SAMPLE_CLIP, "--calib-size", 8, "--precision", "int8")
     edgepose("convert", STARTER_WEIGHTS, *arguments, "-o", tmp_path / "b")

@@ -211,6 +211,7 @@ def test_calibration_paths_that_do_not_work(checkpoint, tmp_path, quick_export, 
         convert(checkpoint, tmp_path / "bundle", BOTH, calibration=path)
 
 
+@pytest.mark.slow
 def test_quantizing_sends_and_stores_no_usage_statistics(tmp_path, edgepose, monkeypatch):
     """NNCF brings openvino_telemetry, which would leave its client id in the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -276,6 +277,7 @@ def test_half_precision_passes_the_same_gate(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_auto_keeps_one_variant_per_format_and_says_what_lost(checkpoint, tmp_path):
     conversion = convert(
         checkpoint,

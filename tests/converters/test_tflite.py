@@ -124,6 +124,7 @@ def test_the_contract_is_in_the_file(bundle):
         assert [(t.name, t.dtype) for t in model.outputs] == [("heatmaps", "float32")]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_another_process_without_paths_or_class_names(bundle, tmp_path):
     script = (
         "import sys; from pathlib import Path\n"

@@ -123,6 +123,7 @@ def test_attention_is_torchs_and_positions_are_stored_once(starter):
     assert not any("pos_embedding" in name for name in program.state_dict)
 
 
+@pytest.mark.slow
 def test_a_bundle_with_torch_is_made_loaded_and_made_again(tmp_path):
     checkpoint = load_checkpoint(STARTER_WEIGHTS, get_model(STARTER_MODEL))
     told = []

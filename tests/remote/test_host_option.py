@@ -73,6 +73,7 @@ def test_options_reach_the_board_as_they_were_given(edgepose, yard, starter_bund
     )
 
 
+@pytest.mark.slow
 def test_every_board_failed(edgepose, yard, starter_bundle, tmp_path):
     killed, crashed = yard.board("kill -9 $$"), yard.board("echo Traceback >&2; echo 'OSError: gone' >&2; exit 1")
     silent, vanished, odd = yard.board(""), yard.board("kill -9 0"), yard.board('echo "{}" > "$json"')
@@ -106,6 +107,7 @@ def test_ctrl_c_stops_the_board_too(yard, starter_bundle):
     yard.wait_until(lambda: not yard.sessions())
 
 
+@pytest.mark.slow
 def test_run_sends_the_clip_and_brings_the_outputs(edgepose, yard, starter_bundle, tmp_path):
     name = yard.real()
     done = edgepose(
@@ -122,6 +124,7 @@ def test_run_sends_the_clip_and_brings_the_outputs(edgepose, yard, starter_bundl
     assert isinstance(json.loads((tmp_path / "c.json").read_text()), list)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_brings_what_it_has(yard, starter_bundle, tmp_path):
     """Several boards write files of their own names; a source that is no file here is one there."""
     body = 'trap \'echo half > "$json"; exit 130\' TERM; touch "$HOME/begun"; while :; do sleep 0.1; done'
