@@ -90,13 +90,13 @@ class LoadedModel:
         """The answers of all calls, without those for the padding."""
         parts = [answer[self.spec.output.name] for answer in answers]
         none = np.zeros((0, *(int(side or 0) for side in self.spec.output.shape[1:])), np.float32)
-        whole: NDArray[np.float32] = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
+        whole: NDArray[np.float32] = (parts[0] if len(parts) == 1 else np.concatenate([none, *parts]))[:count]
         if not np.isfinite(whole.sum()):
             raise EngineError(
                 f"{self.engine.name} on {self.engine.device} answered with NaN or infinity ({self.variant}): "
                 "try another device or the FP32 variant"
             )
-        return whole[:count]
+        return whole
 
     def close(self) -> None:
         """Free the engine, once what was started is done."""
