@@ -22,7 +22,7 @@ from edgepose.assets import SAMPLE_CLIP
 from edgepose.calibration.datasets.registry import open_pictures
 from edgepose.converters.checkpoint import Checkpoint, build_random, load_checkpoint
 from edgepose.converters.onnx import export_onnx
-from edgepose.converters.pruning import Plan, channel_scores, prune
+from edgepose.converters.pruning import Plan, knowledge, prune
 from edgepose.converters.pruning_latency import Measure, engine_latency
 from edgepose.converters.pruning_plan import possible_changes, reach, try_changes
 from edgepose.converters.rewrite import rewrite
@@ -51,15 +51,15 @@ def pooling(checkpoint: Checkpoint, measure: Measure) -> None:
 
 
 def plans(checkpoint: Checkpoint, samples: NDArray[Any], measure: Measure, targets: list[float]) -> None:
-    start, scores = time.perf_counter(), channel_scores(checkpoint, "l2", samples)
-    tried = try_changes(checkpoint, possible_changes(checkpoint, samples), samples, measure, scores)
+    start, known = time.perf_counter(), knowledge(checkpoint, "l2", samples)
+    tried = try_changes(checkpoint, possible_changes(checkpoint, samples), samples, measure, known)
     print(f"{len(tried)} changes measured in {time.perf_counter() - start:.0f} s")
     for change in tried:
         print(f"  {change.label:40} saves {change.saves:6.1%}, changes the answers by {change.error:.2f}")
     print(f"{'target':>6} {'predicted':>9} {'measured':>9} {'off':>6}  the first time; then what was taken")
     for target in targets:
         try:
-            planned = reach(checkpoint, tried, target, measure, scores)
+            planned = reach(checkpoint, tried, target, measure, known)
         except PruningError as error:
             print(f"{target:6.2f} {error}")
             continue

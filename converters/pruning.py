@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgepose.converters.channels import Group, channel_groups, keep
 from edgepose.converters.checkpoint import Checkpoint, pruned_content
+from edgepose.converters.compensation import Moments, compensate, input_moments
 from edgepose.converters.contract import deployed
 from edgepose.converters.importance import Importance, answers, importance, output_change
 from edgepose.errors import PruningError
@@ -27,9 +28,10 @@ from edgepose.models.narrow import widths_of
 
 __all__ = [
     "ROUND_TO",
+    "Knowledge",
     "Plan",
-    "channel_scores",
     "global_plan",
+    "knowledge",
     "layer_costs",
     "prune",
     "rounded_width",
@@ -63,17 +65,50 @@ class Plan:
         return {**asdict(self), "widths": dict(self.widths), "removed": list(self.removed)}
 
 
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of a model's channels.
+
+    Attributes:
+        scores: Which matter.
+        moments: How they go together on samples; empty without samples.
+    """
+
+    scores: Importance
+    moments: Moments
+
+
+def knowledge(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) -> Knowledge:
+    """Of a model's channels, for plans to share.
+
+    Args:
+        checkpoint: The model.
+        how: See :func:`edgepose.converters.importance.importance`.
+        samples: As for :func:`prune`.
+
+    Raises:
+        PruningError: There is no such importance, or it needs samples.
+    """
+    model = deployed(checkpoint.model, checkpoint.row.spec)
+    try:
+        scores = importance(how, model, samples)
+    except ValueError as error:
+        raise PruningError(f"{checkpoint.row.name}: {error}") from None
+    return Knowledge(scores, {} if samples is None else input_moments(model, samples, channel_groups(checkpoint.model)))
+
+
 def prune(
-    checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = None, *, scores: Importance | None = None
+    checkpoint: Checkpoint, plan: Plan, samples: NDArray[Any] | None = None, *, known: Knowledge | None = None
 ) -> Checkpoint:
     """A smaller copy of a model; the checkpoint stays as it is.
 
     Args:
         checkpoint: Perhaps of a model that is pruned already.
         plan: What to take out.
-        samples: (N, ...) inputs of the model, a few dozen of the user's own: importance ``taylor`` needs them, and
-            heads are chosen by their attention maps on them; without, by their weights.
-        scores: From :func:`channel_scores`, where several plans share them.
+        samples: (N, ...) inputs of the model, a few dozen of the user's own: what stays is fitted to stand in for what
+            goes (``compensation.py``), heads are chosen by their attention maps on them, and importance ``taylor``
+            needs them. Without, channels are left out and no more.
+        known: From :func:`knowledge`, where several plans share it.
 
     Returns:
         A checkpoint whose row is smaller; its source says what it was pruned from, and how.
@@ -85,10 +120,12 @@ def prune(
     _check(checkpoint, plan, groups)
     model = copy.deepcopy(checkpoint.model)
     if plan.widths:
-        scores = scores or channel_scores(checkpoint, plan.importance, samples)
+        known = known or knowledge(checkpoint, plan.importance, samples)
     for name, width in plan.widths.items():
-        assert scores is not None
-        keep(model, groups[name], _best(scores(groups[name]), width))
+        assert known is not None
+        kept = _best(known.scores(groups[name]), width)
+        compensate(model, groups[name], kept, known.moments)
+        keep(model, groups[name], kept)
     row = checkpoint.row.shrunk(_sizes(checkpoint, plan))
     weights = _without_layers(model.state_dict(), plan.removed, _modules_of_a_layer(model))
     widths = _without_layers(widths_of(model, _full(checkpoint)), plan.removed, _modules_of_a_layer(model))
@@ -162,7 +199,7 @@ def global_plan(
     """
     _check_ratio(ratio, "the model")
     groups = {g.name: g for g in _free(checkpoint.model, kept) if g.width > _step(g, round_to)}
-    scores = channel_scores(checkpoint, how, samples)
+    scores = knowledge(checkpoint, how, samples).scores
     portions = [part for group in groups.values() for part in _portions(group, scores(group), round_to)]
     widths = {name: group.width for name, group in groups.items()}
     total = sum(widths.values())
@@ -267,18 +304,6 @@ def _portions(group: Group, scores: Tensor, round_to: int) -> list[tuple[float, 
     step, ordered = _step(group, round_to), (scores / scores.mean()).sort(descending=True).values
     starts = range(step, group.width, step)
     return [(float(ordered[start : start + step].mean()), group.name, start) for start in reversed(starts)]
-
-
-def channel_scores(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) -> Importance:
-    """Scores of a model's channels: see :func:`edgepose.converters.importance.importance`.
-
-    Raises:
-        PruningError: There is no such importance, or it needs samples.
-    """
-    try:
-        return importance(how, deployed(checkpoint.model, checkpoint.row.spec), samples)
-    except ValueError as error:
-        raise PruningError(f"{checkpoint.row.name}: {error}") from None
 
 
 def _best(scores: Tensor, width: int) -> Tensor:

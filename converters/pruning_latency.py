@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgepose.converters.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from edgepose.converters.rewrite import rewrite
 from edgepose.converters.tasks import BASELINE
 from edgepose.converters.variants import Job, VariantRow, get_variant
 from edgepose.model import LoadedModel
-from edgepose.runtimes.latency import measure_latency
+from edgepose.runtimes.latency import TURN, time_models
 from edgepose.runtimes.load import load_model_file
 
 __all__ = ["Measure", "engine_latency"]
@@ -27,7 +28,7 @@ Measure = Callable[[Mapping[str, Checkpoint]], Mapping[str, float]]
 """Milliseconds of one inference by name; models that are measured together can be compared."""
 
 _CALIBRATE = 4  # samples: latency depends on ranges hardly, and on which products of attention stay float
-_ROUNDS = 40
+_SECONDS, _TURNS = 15.0, (20, 400)  # that all take together; turns of each, at least and at most
 
 
 def engine_latency(
@@ -38,7 +39,10 @@ def engine_latency(
     threads: int | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Measure:
-    """Measures a variant, ``openvino-int8`` say, on this machine: medians of interleaved rounds.
+    """Measures a variant, ``openvino-int8`` say, on this machine.
+
+    All models run in every round, a few times in a row each. A model's latency is the first one's, times the median
+    over the rounds of how much longer it took in the same round: so clocks and neighbours that change hit both.
 
     Args:
         variant: What to make of each model: by the recipe of its engine here, without bias correction, which costs
@@ -62,13 +66,24 @@ def engine_latency(
                     path = _made(checkpoint, row, samples[:_CALIBRATE], Path(scratch) / str(number))
                     models[name] = load_model_file(path, engine, threads=threads)
                 progress("time them", len(checkpoints), len(checkpoints))
-                rows = measure_latency(models, iterations=_ROUNDS, warmup=3, threads=threads)
+                return _side_by_side(models)
             finally:
                 for model in models.values():
                     model.close()
-        return {latency.variant: latency.infer_ms for latency in rows}
 
     return measure
+
+
+def _side_by_side(models: Mapping[str, LoadedModel]) -> dict[str, float]:
+    first = time_models(models, iterations=TURN, warmup=TURN)
+    for error in first.failed.values():
+        raise error
+    round_s = sum(sum(times.infer) for times in first.times.values())
+    timing = time_models(models, iterations=TURN * int(np.clip(_SECONDS / round_s, *_TURNS)), warmup=TURN)
+    turns = {name: np.median(np.reshape(times.infer, (-1, TURN)), axis=1) for name, times in timing.times.items()}
+    base = turns[next(iter(models))]
+    base_ms = 1e3 * float(np.median(base))
+    return {name: base_ms * float(np.median(turns[name] / base)) for name in models}
 
 
 def _made(checkpoint: Checkpoint, row: VariantRow, samples: NDArray[Any], folder: Path) -> Path:

@@ -23,6 +23,7 @@ from edgepose.runtimes.statistics import drift, percentile, steady
 from edgepose.types import ModelSpec
 
 __all__ = [
+    "TURN",
     "LatencyRow",
     "Prepare",
     "Times",
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 _FRAME_WH = (1280, 720)
-_TURN = 5
+TURN = 5
+"""Runs in a row."""
 _WARMUP_TURNS, _WARMUP_S = 10, 20.0
 
 
@@ -192,11 +194,11 @@ def _warm_up(
         return frozenset(names)
     begin = time.perf_counter()
     for _ in range(_WARMUP_TURNS):
-        turns(_TURN, cold)
-        waiting = [name for name in names if name not in failed and not steady(cold[name].infer, _TURN)]
+        turns(TURN, cold)
+        waiting = [name for name in names if name not in failed and not steady(cold[name].infer, TURN)]
         if not waiting or time.perf_counter() - begin > _WARMUP_S:
             break
-    return frozenset(name for name in names if steady(cold[name].infer, _TURN))
+    return frozenset(name for name in names if steady(cold[name].infer, TURN))
 
 
 def _rounds(iterations: int, duration_s: float | None, running: Callable[[], int]) -> Iterator[tuple[int, int, int]]:
@@ -209,14 +211,14 @@ def _rounds(iterations: int, duration_s: float | None, running: Callable[[], int
         return
     begin, gone = time.perf_counter(), 0.0
     while gone < (total := duration_s * max(running(), 1)) and running():
-        yield _TURN, min(int(gone), int(total)), int(total)
+        yield TURN, min(int(gone), int(total)), int(total)
         gone = time.perf_counter() - begin
 
 
 def _split(count: int) -> Iterator[int]:
     """Turns that make up so many runs."""
-    for start in range(0, count, _TURN):
-        yield min(_TURN, count - start)
+    for start in range(0, count, TURN):
+        yield min(TURN, count - start)
 
 
 def stages(spec: ModelSpec, batch: int, rng: np.random.Generator) -> tuple[Prepare, Finish]:

@@ -158,7 +158,7 @@ def agreement_of(model: nn.Module, parent: nn.Module, crops: NDArray[np.uint8], 
             part = crops[i : i + _CHUNK]
             images = torch.from_numpy(part).to(device)
             models = {"parent": parent.to(device), "pruned": model}
-            heatmaps = {name: heatmaps_of(m, images).float().cpu().numpy() for name, m in models.items()}
+            heatmaps = {name: heatmaps_of(m, images).cpu().numpy() for name, m in models.items()}
             comparison.add(heatmaps, part, tuple(str(i + k) for k in range(len(part))))
     found = comparison.result()["pruned"]
     return {"agreement": 100 * found.mean_oks, "shift px": found.mean_shift_px}
@@ -178,7 +178,8 @@ def shared_points(parent: nn.Module, student: nn.Module, spec: ModelSpec) -> tup
 
 def _run(model: nn.Module, crops: Tensor, points: Sequence[str]) -> _Terms:
     with _captured(_inner(model), points) as features:
-        return _Terms(heatmaps_of(model, crops), features)
+        heatmaps = heatmaps_of(model, crops)
+    return _Terms(heatmaps, {name: feature.float() for name, feature in features.items()})
 
 
 @contextmanager

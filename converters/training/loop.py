@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgepose.errors import EngineUnavailable, TrainingError
 from edgepose.files import replace_file
+from edgepose.machine import instruction_sets
 
 __all__ = ["Batch", "Epoch", "Settings", "Task", "best_epoch", "choose_device", "resume_path", "train"]
 
@@ -32,6 +33,8 @@ class Settings:
         average: How much of the averaged weights a step keeps (EMA); less in the first steps.
         clip: Largest norm of the gradient.
         seed: Of everything random.
+        bfloat16: Compute the forward pass in it where the device has it (CUDA; CPUs with AVX-512 BF16), which
+            halves the time; weights and loss stay in 32 bits.
     """
 
     epochs: int
@@ -42,6 +45,7 @@ class Settings:
     average: float = 0.999
     clip: float = 1.0
     seed: int = 0
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def train(
     """Train, and write the averaged weights to ``out`` after each epoch: whole or not at all.
 
     Beside it lies what ``resume`` needs (:func:`resume_path`): it goes on after the last whole epoch, and ends where an
-    uninterrupted training ends. On CUDA devices that have bfloat16, the forward pass computes in it.
+    uninterrupted training ends.
 
     Args:
         model: With its first weights; where to resume, they are replaced.
@@ -164,6 +168,7 @@ class _Run:
         self.content: Callable[[Mapping[str, Tensor]], dict[str, Any]] = dict
         self.keep_best = False
         self.steps = task.steps(settings.batch)
+        self._bfloat16 = settings.bfloat16 and _has_bfloat16(device)
 
     def epoch(self, number: int, progress: Callable[[str, int, int], None]) -> Epoch:
         start, total, summed = time.perf_counter(), self.steps * self.settings.epochs, 0.0
@@ -181,7 +186,7 @@ class _Run:
     def _step(self, batch: Batch, step: int, number: int) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * _schedule(step / (self.steps * self.settings.epochs), self.settings.warmup)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_bfloat16(self.device)):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16):
             loss = self.task.loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -262,7 +267,9 @@ def _schedule(done: float, warmup: float) -> float:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and "avx512_bf16" in instruction_sets()
 
 
 def _duration(seconds: float) -> str:

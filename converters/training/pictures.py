@@ -94,7 +94,7 @@ class PictureTask:
             assert picture.boxes_xywh is not None
             regions = regions_from_boxes(picture.boxes_xywh, self.spec.aspect, self.spec.crop_padding)
             crops = torch.from_numpy(crop(image, regions, self.spec.input_wh)).to(device)
-            scorer.add(picture, regions, *decode(heatmaps_of(model, crops).float().cpu().numpy(), regions))
+            scorer.add(picture, regions, *decode(heatmaps_of(model, crops).cpu().numpy(), regions))
         return dict(scorer.result().stats)
 
     def _sample(self, epoch: int, index: int) -> tuple[NDArray[Any], ...]:
@@ -154,7 +154,7 @@ def heatmaps_of(model: nn.Module, crops: Tensor) -> Tensor:
     """Of uint8 crops (B, H, W, 3), through the deployed model's own normalisation."""
     mean, std = (torch.tensor(v, device=crops.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     heatmaps: Tensor = model((crops.permute(0, 3, 1, 2) / 255 - mean) / std)
-    return heatmaps
+    return heatmaps.float()
 
 
 def _targets(joints: Tensor, size_hw: tuple[int, int]) -> Tensor:

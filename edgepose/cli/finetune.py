@@ -90,7 +90,9 @@ def command(
     from edgepose.converters.training.loop import Settings, choose_device
 
     choose_device(device, threads)
-    settings = Settings(epochs=epochs, batch=batch, lr=lr or (_NEW if new else _GIVEN), seed=seed)
+    settings = Settings(
+        epochs=epochs, batch=batch, lr=lr or (_NEW if new else _GIVEN), seed=seed, bfloat16=row.task == "pose2d"
+    )
     start = _weights(None if new else checkpoint, row, seed)
     history = _train(start, _task(row, data, held_out, seed, workers), output, settings, resume, device)
     _print(row, history, output)

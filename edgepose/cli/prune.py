@@ -58,7 +58,7 @@ class _Data:
 @click.option(
     "--importance",
     type=click.Choice(["l2", "bn", "taylor"]),
-    default="l2",
+    default="taylor",
     show_default=True,
     help="What tells which channels go; taylor looks at the frames.",
 )
@@ -148,7 +148,14 @@ def command(
     from edgepose.converters.training.loop import Settings, choose_device
 
     choose_device(device, threads)
-    settings = Settings(epochs=max(epochs, 1), batch=batch, lr=lr, average=_AVERAGE, seed=seed)
+    settings = Settings(
+        epochs=max(epochs, 1),
+        batch=batch,
+        lr=lr,
+        average=_AVERAGE,
+        seed=seed,
+        bfloat16=row.task == "pose2d" and not qat,
+    )
     parent = load_checkpoint(checkpoint, row)
     work = output.with_name(f"{output.name}.work")
     with progress() as update:

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from functools import partial
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,16 @@ from edgepose.converters.channels import channel_groups, keep
 from edgepose.converters.checkpoint import build_random, load_checkpoint, pruned_content
 from edgepose.converters.contract import deployed
 from edgepose.converters.convert import convert
-from edgepose.converters.importance import importance
-from edgepose.converters.pruning import Plan, global_plan, layer_costs, prune, save_pruned, uniform_plan
+from edgepose.converters.importance import importance, output_change
+from edgepose.converters.pruning import (
+    Plan,
+    global_plan,
+    knowledge,
+    layer_costs,
+    prune,
+    save_pruned,
+    uniform_plan,
+)
 from edgepose.converters.pruning_latency import engine_latency
 from edgepose.converters.pruning_plan import Change, choose, plan_for_latency
 from edgepose.converters.training.lifting import LiftingTask
@@ -336,6 +345,46 @@ def test_heads_go_by_what_they_add_on_the_samples(starter, crops):
     weights = importance("l2", deployed(checkpoint.model, starter.row.spec), None)(group)
     heads = weights.unflatten(0, (4, 32))
     assert (heads == heads[:, :1]).all()  # they go whole
+
+
+@pytest.mark.parametrize("name", ["layer1.0.conv1", "conv1", "deconv_layers.0", "global_encoder.layers.1.linear1"])
+def test_a_channel_that_another_tells_is_not_missed(starter, crops, name):
+    """Whatever takes it: convolutions, the downsampling beside them, a transposed one, linear layers."""
+    checkpoint = load_checkpoint(STARTER_WEIGHTS, starter.row)
+    model = checkpoint.model
+    group = next(g for g in channel_groups(model) if g.name == name)
+    for member in group.members:  # the second half is the first half, at another scale
+        module, half = model.get_submodule(member.module), group.width // 2
+        dim = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+        if member.side == "out":
+            for tensor in (module.weight.data, *(t.data for t in (module.bias,) if t is not None)):
+                rows = tensor.movedim(dim if tensor.ndim > 1 else 0, 0)
+                rows[half:] = rows[:half] * (1 if tensor.ndim > 1 else 0.1)
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean[half:], module.running_var[half:] = (
+                module.running_mean[:half],
+                module.running_var[:half],
+            )
+    plan = Plan({name: group.width // 2})
+    whole = run(checkpoint, crops)
+    known = replace(knowledge(checkpoint, "l2", crops), scores=lambda g: torch.arange(g.width, 0, -1))
+    left_out = output_change(whole, run(prune(checkpoint, plan, known=replace(known, moments={})), crops))
+    fitted = output_change(whole, run(prune(checkpoint, plan, known=known), crops))
+    assert left_out > 1e-2
+    assert fitted < left_out / 20
+
+
+def test_what_stays_stands_in_for_what_goes(starter):
+    """On frames other than those it was fitted to; the plan cuts every part."""
+    height, width = starter.row.input_hw
+    video = cv2.VideoCapture(str(SAMPLE_CLIP))
+    frames = np.stack([cv2.resize(video.read()[1], (width, height))[..., ::-1] for _ in range(48)])
+    plan = uniform_plan(starter.model, 0.75)
+    known = knowledge(starter, "taylor", frames[:24])
+    whole = run(starter, frames[24:])
+    fitted = output_change(whole, run(prune(starter, plan, known=known), frames[24:]))
+    left_out = output_change(whole, run(prune(starter, plan, known=replace(known, moments={})), frames[24:]))
+    assert fitted < 0.5 * left_out
 
 
 def test_layers_that_change_nothing_cost_nothing(starter, crops):

@@ -68,7 +68,45 @@ def lifting(mocap, out, epochs=3, *, model=None, **options):
     return train(model or build_random(LIFTER, 1).model, task, out, settings, **options)
 
 
+class Regression:
+    """A line through points; remembers in what precision it was computed."""
+
+    identity, higher_is_better = "points", False
+
+    def __init__(self):
+        self.seen = set()
+
+    def steps(self, batch):
+        return 20
+
+    def batches(self, epoch, batch):
+        x = torch.linspace(-1, 1, batch)[:, None]
+        return iter([(x, 3 * x + 1)] * 20)
+
+    def loss(self, model, batch):
+        found = model(batch[0])
+        self.seen.add(found.dtype)
+        return (found.float() - batch[1]).square().mean()
+
+    def score(self, model):
+        x, y = next(self.batches(1, 8))
+        return {"error": float((model(x) - y).square().mean())}
+
+
 # --- loop --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_taken_where_it_is_asked_for_and_the_processor_has_it(tmp_path, monkeypatch, asked, has):
+    isa = ["avx512f", "avx512_bf16"] if has else ["avx512f"]
+    monkeypatch.setattr("edgepose.converters.training.loop.instruction_sets", lambda: isa)
+    task, settings = Regression(), Settings(4, batch=16, lr=0.3, average=0.5, bfloat16=asked)
+    history = train(nn.Linear(1, 1), task, tmp_path / "w.pth", settings)
+    assert task.seen == {torch.bfloat16 if asked and has else torch.float32}
+    assert history[-1].scores["error"] < 0.02
+    weights = torch.load(tmp_path / "w.pth", weights_only=True)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 def test_training_learns_and_writes_what_conversion_reads(mocap, tmp_path):
