@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from edgepose.files import sha256_file
 from edgepose.lifter import Lifter
 from edgepose.machine import machine
 from edgepose.model import LoadedModel
+from edgepose.opening import Opening
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.choice import Choice
 from edgepose.runtimes.placement import strays
@@ -116,7 +117,7 @@ def load_model(
 ) -> LoadedModel:
     """Load a model for any task: an :class:`Estimator` or a :class:`Lifter`; see :func:`load`."""
     path = Path(path)
-    how = _Opening(engine, device, threads, self_test, options, strict)
+    how = Opening(engine, device, threads, options, self_test, strict)
     if path.is_file() and variant not in (None, path.stem):
         raise BundleError(f"{path}: is one model file, variant {variant!r} cannot be chosen from it")
     if path.is_file() and (path.parent / MANIFEST).is_file():
@@ -133,31 +134,19 @@ def load_model(
     return _from_bundle(bundle, row, how)
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """How a variant is opened: arguments of :func:`load`."""
-
-    engine: str | None
-    device: str
-    threads: int | None
-    replay: bool
-    options: Mapping[str, str]
-    strict: bool
-
-
-def _from_bundle(bundle: Bundle, row: Variant, how: _Opening) -> LoadedModel:
+def _from_bundle(bundle: Bundle, row: Variant, how: Opening) -> LoadedModel:
     opened = open_engine(bundle.checked_variant(row), how.engine, how.device, how.threads, how.options)
     if how.strict:
         _refuse_strays(opened, bundle.path / row.file)
     if _embedded_spec(opened, bundle.path / row.file) != bundle.spec:
         raise BundleError(f"{bundle.path / row.file}: its specification is not the manifest's: convert again")
     model = _MODELS[bundle.spec.task](opened, bundle.spec, row.name)
-    if how.replay:
+    if how.self_test:
         self_test(model, bundle, row)
     return model
 
 
-def _fastest(bundle: Bundle, variants: Sequence[Variant], how: _Opening) -> LoadedModel:
+def _fastest(bundle: Bundle, variants: Sequence[Variant], how: Opening) -> LoadedModel:
     """The variant that is fastest here, as it was measured before; else all are measured."""
     here = machine()
     asked = {"engine": how.engine, "device": how.device, "threads": how.threads, "options": dict(how.options)}

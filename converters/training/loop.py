@@ -268,7 +268,7 @@ def _schedule(done: float, warmup: float) -> float:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and "avx512_bf16" in instruction_sets()
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from edgepose.opening import Opening
+
 __all__ = [
     "PATH",
-    "Opening",
     "counts",
     "engine_options",
     "keypoints_from_option",
@@ -62,27 +62,6 @@ thread_counts_option = click.option(
     metavar="N[,N...]",
     help="Threads of one inference; several are measured in turn: 1,2,4.  [default: the engine's choice]",
 )
-
-
-@dataclass(frozen=True)
-class Opening:
-    """How models are opened: the options that most commands share.
-
-    Attributes:
-        engine: By name; by default the first that runs a file.
-        device: One of the engine's.
-        threads: Of one inference.
-        options: The engine's own, by name.
-        self_test: Whether to replay the golden inputs.
-        strict: Whether to refuse an engine that runs nodes on another device.
-    """
-
-    engine: str | None = None
-    device: str = "auto"
-    threads: int | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-    self_test: bool = True
-    strict: bool = False
 
 
 def engine_options(command: _F) -> _F:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepose.cli._console import remark
-from edgepose.cli._options import Opening
 from edgepose.errors import BundleError, EdgePoseError, EngineUnavailable
+from edgepose.opening import Opening
 
 if TYPE_CHECKING:
     from edgepose.model import LoadedModel
@@ -51,15 +51,7 @@ def load_variants(
     failed: dict[str, EdgePoseError] = {}
     for name, file in model_files(path, variants).items():
         try:
-            models[name] = load_model(
-                file,
-                how.engine,
-                how.device,
-                threads=how.threads,
-                self_test=how.self_test,
-                options=how.options,
-                strict=how.strict,
-            )
+            models[name] = load_model(file, **vars(how))
         except EngineUnavailable as error:
             failed[name] = error
         except EdgePoseError as error:

@@ -13,10 +13,11 @@ import click
 from edgepose.cli._bench_tables import print_benchmark, print_comparison
 from edgepose.cli._console import progress, remark, write_figures
 from edgepose.cli._hosts import Hosts, host_options
-from edgepose.cli._options import PATH, Opening, counts, split_list, sweep_options
+from edgepose.cli._options import PATH, counts, split_list, sweep_options
 from edgepose.cli._variants import load_variants
 from edgepose.files import canonical_json, replace_file
 from edgepose.machine import machine
+from edgepose.opening import Opening
 
 if TYPE_CHECKING:
     from edgepose.model import LoadedModel

@@ -10,10 +10,11 @@ import click
 
 from edgepose.cli._console import out, print_table, progress, remark, write_figures
 from edgepose.cli._hosts import Hosts, host_options
-from edgepose.cli._options import PATH, Opening, engine_options
+from edgepose.cli._options import PATH, engine_options
 from edgepose.cli._outputs import Outputs
 from edgepose.cli._plan import planned
 from edgepose.cli._variants import remark_strays
+from edgepose.opening import Opening
 
 if TYPE_CHECKING:
     from edgepose.lifter import Lifter
@@ -123,16 +124,7 @@ def command(
     if hosts:
         return run_there(hosts, outputs, source, {"bundle": variant, "lift": lift_variant}, force=force)
     options = SourceOptions(_size(size), fps, fourcc, loop, pace, not no_reconnect)
-    estimator = load(
-        bundle,
-        opening.engine,
-        opening.device,
-        variant,
-        threads=opening.threads,
-        self_test=opening.self_test,
-        options=opening.options,
-        strict=opening.strict,
-    )
+    estimator = load(bundle, variant=variant, **vars(opening))
     lifter = None
     if lift:
         lifter = load_lifter(lift, None, lift_device, lift_variant, self_test=opening.self_test, strict=opening.strict)

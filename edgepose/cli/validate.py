@@ -16,11 +16,12 @@ from edgepose.cli._accuracy import print_validation
 from edgepose.cli._console import remark, write_figures
 from edgepose.cli._hosts import Hosts, host_options
 from edgepose.cli._measure import measure, measure_chain, with_latency
-from edgepose.cli._options import PATH, Opening, engine_options, split_list
+from edgepose.cli._options import PATH, engine_options, split_list
 from edgepose.cli._predictions import PREDICTIONS, score_predictions
 from edgepose.cli._variants import load_variants
 from edgepose.errors import EdgePoseError, EngineUnavailable, SinkError
 from edgepose.machine import machine
+from edgepose.opening import Opening
 
 if TYPE_CHECKING:
     from edgepose.calibration.evidence import LiftValidation, Validation

@@ -199,7 +199,7 @@ def test_strict_refuses_nodes_elsewhere_and_without_it_they_are_told(gpu, starte
 
 
 def test_the_command_line_names_nodes_that_run_elsewhere(gpu, starter_bundle, capsys):
-    from edgepose.cli._options import Opening
+    from edgepose.opening import Opening
     from edgepose.cli._variants import load_variants
 
     gpu.on_cpu = 3
