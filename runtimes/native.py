@@ -38,6 +38,7 @@ while time.perf_counter() < end or len(times) < 8:
 print(np.median(times[3:]))
 """
 _ROUNDS, _SECONDS = 5, 2.0
+_UNITS = {"us": 1e-3, "ms": 1.0}
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Tool:
         engine: Whose it is.
         devices: Devices that it is asked to run on.
         arguments: Those of a job.
-        pattern: Finds the median in what it prints.
-        to_ms: What that is in milliseconds.
+        pattern: Finds the median in what it prints, and its unit where that varies.
+        to_ms: What a median without a unit is in milliseconds.
         most_batch: Largest batch that it can be told.
     """
 
@@ -87,6 +88,13 @@ class Tool:
     pattern: str
     to_ms: float = 1.0
     most_batch: int = 1024
+
+    def median_ms(self, text: str) -> float | None:
+        """The median that it printed; None where there is none."""
+        found = re.search(self.pattern, text)
+        if not found:
+            return None
+        return float(found[1]) * (_UNITS[found[2]] if found.re.groups > 1 else self.to_ms)
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def _trtexec(job: Job) -> list[str]:
 
 
 TOOLS = (
-    Tool("benchmark_app", "openvino", ("cpu", "gpu", "npu"), _openvino, r"Median:\s*([\d.]+) ms"),
+    Tool("benchmark_app", "openvino", ("cpu", "gpu", "npu"), _openvino, r"Median:\s*([\d.]+) (us|ms)"),
     Tool("onnxruntime_perf_test", "onnxruntime", ("cpu", "cuda"), _onnxruntime, r"P50 Latency:\s*([\d.e-]+)", 1e3),
     Tool("benchmark_model", "tflite", ("cpu",), _tflite, r"\bmedian=([\d.]+)", 1e-3, most_batch=1),
     Tool("litert-benchmark", "tflite", ("cpu",), _litert, r"Inference \(median\):\s*([\d.]+) ms", most_batch=1),
@@ -182,23 +190,28 @@ def _ours(job: Job) -> float | str:
     threads, batch = str(job.threads or 0), str(job.batch)
     options = json.dumps(dict(job.options))
     arguments = [str(job.path), job.engine, job.device, threads, batch, str(job.seconds), options]
-    return _figure([sys.executable, "-c", _OURS, *arguments], r"([\d.]+)\s*\Z", 1.0)
+    return _figure([sys.executable, "-c", _OURS, *arguments], _ours_ms)
+
+
+def _ours_ms(text: str) -> float | None:
+    found = re.search(r"([\d.]+)\s*\Z", text)
+    return float(found[1]) if found else None
 
 
 def _theirs(tool: Tool, path: Path, job: Job) -> float | str:
-    return _figure([str(path), *tool.arguments(job)], tool.pattern, tool.to_ms)
+    return _figure([str(path), *tool.arguments(job)], tool.median_ms)
 
 
-def _figure(command: list[str], pattern: str, to_ms: float) -> float | str:
-    """What a program prints, in milliseconds; else why there is nothing."""
+def _figure(command: list[str], read: Callable[[str], float | None]) -> float | str:
+    """The milliseconds that a program prints; else why there are none."""
     name = Path(command[0]).name
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, errors="replace")
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{name} did not end well ({type(error).__name__})"
     text = done.stdout + done.stderr
-    found = re.search(pattern, text)
-    if done.returncode or not found:
+    found = read(text)
+    if done.returncode or found is None:
         last = next((line for line in reversed(text.splitlines()) if line.strip()), f"exit code {done.returncode}")
         return f"{name} failed ({' '.join(last.split())[:160]})"
-    return float(found[1]) * to_ms
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 
 import pytest
@@ -27,7 +26,13 @@ PRINTED = {
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 def test_what_a_tool_prints_is_understood(tool):
     text, milliseconds = PRINTED[tool.name]
-    assert float(re.search(tool.pattern, text)[1]) * tool.to_ms == pytest.approx(milliseconds)
+    assert tool.median_ms(text) == pytest.approx(milliseconds)
+    assert tool.median_ms("Median of nothing") is None
+
+
+def test_fast_models_are_told_in_microseconds():
+    tool = next(tool for tool in TOOLS if tool.name == "benchmark_app")
+    assert tool.median_ms("[ INFO ]    Median:        436.49 us\n") == pytest.approx(0.43649)
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)

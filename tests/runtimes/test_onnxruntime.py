@@ -199,8 +199,8 @@ def test_strict_refuses_nodes_elsewhere_and_without_it_they_are_told(gpu, starte
 
 
 def test_the_command_line_names_nodes_that_run_elsewhere(gpu, starter_bundle, capsys):
-    from edgepose.opening import Opening
     from edgepose.cli._variants import load_variants
+    from edgepose.opening import Opening
 
     gpu.on_cpu = 3
     load_variants(starter_bundle, ["onnx-fp32"], Opening(device="cuda"))
