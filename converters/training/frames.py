@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,14 @@ from edgepose.calibration.samples import FindRegion, collect
 from edgepose.converters.checkpoint import Checkpoint
 from edgepose.converters.onnx import export_onnx
 from edgepose.converters.rewrite import rewrite
+from edgepose.errors import DatasetError
+from edgepose.files import replace_file, sha256_file
 from edgepose.model import LoadedModel
 from edgepose.pipeline import Estimator
 from edgepose.runtimes.load import load_model_file
 from edgepose.types import ModelSpec
 
-__all__ = ["HELPFUL", "Frames", "collect_frames", "fp32_estimator", "fp32_model"]
+__all__ = ["HELPFUL", "Frames", "collect_frames", "fp32_estimator", "fp32_model", "load_frames", "save_frames"]
 
 HELPFUL = 500
 """Recovery on fewer crops of people is warned of."""
@@ -96,6 +99,33 @@ def collect_frames(
         record={**record, "sha256": digest, "trained_on": len(found.crops) - held, "held_out": held},
         notes=_notes(len(found.crops), found.without_person, found.skipped, data.path.name),
     )
+
+
+def save_frames(frames: Frames, path: Path) -> None:
+    """Keep frames, for :func:`load_frames`: whole or not at all."""
+    told = json.dumps({"sha256": frames.sha256, "record": dict(frames.record), "notes": list(frames.notes)})
+    with replace_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, patches=frames.patches, held=frames.held, told=np.array(told))
+
+
+def load_frames(path: Path, data: PictureData, count: int, seed: int) -> Frames | None:
+    """Frames that were kept, so that people need not be found again; None where they are others than asked for.
+
+    Raises:
+        DatasetError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            told = json.loads(str(kept["told"]))
+            record = told["record"]
+            asked = (data.path.name, {path.name: sha256_file(path) for path in data.sources()}, count, seed)
+            if tuple(record[key] for key in ("source", "source_sha256", "asked", "seed")) != asked:
+                return None
+            return Frames(kept["patches"], kept["held"], told["sha256"], record, tuple(told["notes"]))
+    except Exception:  # a damaged file makes the reader raise anything
+        raise DatasetError(f"{path}: damaged: remove it, and people are found again") from None
 
 
 def fp32_model(checkpoint: Checkpoint) -> LoadedModel:

@@ -88,7 +88,9 @@ class _Data:
 @click.option("-o", "--output", type=PATH, required=True, help="Checkpoint to write.")
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
 @click.option(
-    "--keep-work", is_flag=True, help="Leave OUTPUT.work: the model as it was cut, the state of the training."
+    "--keep-work",
+    is_flag=True,
+    help="Leave OUTPUT.work: the crops, the model as it was cut, the state of the training.",
 )
 @click.option("--json", "json_path", type=PATH, help="Write the figures here too.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
@@ -163,7 +165,7 @@ def command(
             resumed(work, row, parent)  # for its errors, before anything is read
         else:
             check_plan(parent, cut)
-        found = _data(parent, frames, data, held_out, count, seed, workers, update)
+        found = _data(parent, frames, data, held_out, count, seed, workers, work / "frames.npz", update, resume=resume)
         if not resume:
             cut_model(parent, cut, found.samples, work, update)
         pruned = resumed(work, row, parent)
@@ -214,9 +216,12 @@ def _data(
     count: int,
     seed: int,
     workers: int,
+    kept: Path,
     update: Any,
+    *,
+    resume: bool,
 ) -> _Data:
-    """What there is to learn from; it is read before anything is cut."""
+    """What there is to learn from, read before anything is cut; crops are ``kept``, and taken from there to resume."""
     source = frames or data
     assert source
     if parent.row.task == "lift3d":
@@ -224,14 +229,18 @@ def _data(
     from edgepose.calibration.datasets.registry import open_pictures
     from edgepose.cli.finetune import labelled_pictures
     from edgepose.converters.training.distillation import Distillation
-    from edgepose.converters.training.frames import collect_frames, fp32_estimator
+    from edgepose.converters.training.frames import collect_frames, fp32_estimator, load_frames, save_frames
 
     spec = parent.row.spec
     labelled = labelled_pictures(parent.row, data, held_out, seed, workers) if data else None
     pictures = open_pictures(source / "train.zip" if (source / "train.zip").is_file() else source)
-    estimator = fp32_estimator(parent)
-    found = collect_frames(pictures, spec, estimator.best_region, count, seed, update)
-    estimator.close()
+    found = load_frames(kept, pictures, count, seed) if resume else None
+    if found is None:
+        estimator = fp32_estimator(parent)
+        found = collect_frames(pictures, spec, estimator.best_region, count, seed, update)
+        estimator.close()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_frames(found, kept)
     for note in found.notes:
         remark(f"note: {note}")
 

@@ -22,7 +22,7 @@ from edgepose.converters.training.distillation import (
     peak_weights,
     shared_points,
 )
-from edgepose.converters.training.frames import HELPFUL, Frames, collect_frames
+from edgepose.converters.training.frames import HELPFUL, Frames, collect_frames, load_frames, save_frames
 from edgepose.converters.training.lift_distillation import LiftDistillation
 from edgepose.converters.training.loop import Settings, resume_path
 from edgepose.converters.training.pictures import heatmaps_of
@@ -152,6 +152,24 @@ def test_frames_are_crops_with_what_is_around_them(tmp_path):
     assert got.record["trained_on"], got.record["held_out"] == (21, 3)
     assert got.record["sha256"] == got.sha256
     assert f"24 crops of people are few to recover on: give footage with {HELPFUL} different ones" in got.notes[0]
+
+
+def test_frames_are_kept_for_those_who_ask_for_the_same(tmp_path):
+    data, kept = footage(tmp_path / "people", 30), tmp_path / "frames.npz"
+    assert load_frames(kept, data, 24, 0) is None
+    found = collect_frames(data, SMALL.spec, found_at, 24, seed=0)
+    save_frames(found, kept)
+    again = load_frames(kept, data, 24, 0)
+    assert again is not None
+    assert np.array_equal(again.patches, found.patches)
+    assert np.array_equal(again.held, found.held)
+    assert (again.sha256, again.record, again.notes) == (found.sha256, found.record, found.notes)
+    assert load_frames(kept, data, 24, 1) is None
+    assert load_frames(kept, data, 25, 0) is None
+    assert load_frames(kept, footage(tmp_path / "others", 30), 24, 0) is None
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(DatasetError, match=r"frames.npz: damaged: remove it"):
+        load_frames(kept, data, 24, 0)
 
 
 def test_too_few_frames_are_refused(tmp_path):
