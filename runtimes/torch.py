@@ -5,9 +5,7 @@ torch is imported here at once: the registry imports this module when the engine
 
 from __future__ import annotations
 
-import operator
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +19,11 @@ from torch import Tensor, fx
 
 from edgepose.errors import EngineError, EngineUnavailable
 from edgepose.runtimes.batches import Arrays, check_free, joined, ordered, split
+from edgepose.runtimes.profile import OpTime, op_times
 from edgepose.runtimes.pt2_file import read_pt2
 from edgepose.runtimes.torch_ahead import compiled_ahead
 from edgepose.runtimes.torch_graph import graph_module
+from edgepose.runtimes.torch_trace import OperatorTimes, Placement
 from edgepose.types import TensorSpec
 
 __all__ = ["PRECISIONS", "TorchEngine"]
@@ -33,7 +33,6 @@ PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float1
 
 _SIZES = (32, 16, 8, 4, 2, 1)
 _WARM_UP = 3
-_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "u8", "int64": "i64", "bool": "bool"}
 
 
 class TorchEngine:
@@ -142,7 +141,7 @@ class TorchEngine:
             parts = [part for _, part in split(arrays, self._sizes)] if self._sizes else [arrays]
             return joined(self.outputs, [self._run(part) for part in parts])
         except Exception as error:  # as above
-            raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
+            raise self._failed(error) from None
 
     def _run(self, arrays: Arrays) -> Arrays:
         with self._lock, self._settings.applied(), torch.inference_mode():
@@ -175,17 +174,42 @@ class TorchEngine:
 
         They are counted in a run of one zero input, before anything is compiled.
         """
+        placement = Placement(self._program())
+        self._interpret(placement, [_zeros(spec, spec.shape[0] or 1) for spec in self.inputs])
+        return dict(sorted(placement.seen.items()))
+
+    def profile(self, feeds: Mapping[str, NDArray[Any]], runs: int) -> list[OpTime]:
+        """Time of each operator of the program; see :class:`edgepose.runtimes.profile.ProfilingEngine`."""
+        if self._call is not self._module or self._graphs is not None:
+            raise EngineError(
+                f"{self._path.name}: compiled or recorded, operators are no longer apart: profile without these options"
+            )
+        times = OperatorTimes(self._program())
         try:
-            if self._module is None:
-                raise ValueError("the engine is closed")
-            tracer = _Tracer(self._module)
+            arrays = ordered(self.inputs, feeds)
+        except ValueError as error:
+            raise self._failed(error) from None
+        self._interpret(times, arrays)
+        times.seconds.clear()  # of the run that is not counted
+        for _ in range(runs):
+            self._interpret(times, arrays)
+        return op_times(times.seconds, runs)
+
+    def _program(self) -> fx.GraphModule:
+        if self._module is None:
+            raise self._failed("the engine is closed")
+        return self._module
+
+    def _interpret(self, interpreter: fx.Interpreter, arrays: Arrays) -> None:
+        """Run the program operator by operator."""
+        try:
             with self._lock, self._settings.applied(), torch.inference_mode():
-                tracer.run(
-                    *(_tensor(_zeros(spec, spec.shape[0] or 1)).to(torch.device(self.device)) for spec in self.inputs)
-                )
+                interpreter.run(*(_tensor(array).to(torch.device(self.device)) for array in arrays))
         except Exception as error:  # as above
-            raise EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})") from None
-        return dict(sorted(tracer.seen.items()))
+            raise self._failed(error) from None
+
+    def _failed(self, error: BaseException | str) -> EngineError:
+        return EngineError(f"{self._path.name}: torch failed on {self.device} ({_reason(error)})")
 
     def close(self) -> None:
         """Free the device."""
@@ -249,23 +273,6 @@ class _CudaGraph:
             answer.copy_(device, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return [answer.numpy().copy() for answer in self._answers]
-
-
-class _Tracer(fx.Interpreter):
-    """Runs a model and counts where its operators ran, and what they gave."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.seen: Counter[str] = Counter()
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Run one operator."""
-        answer = super().call_function(target, args, kwargs)
-        first = answer[0] if isinstance(answer, (list, tuple)) else answer
-        if isinstance(first, Tensor) and target is not operator.getitem:
-            name = str(first.dtype).removeprefix("torch.")
-            self.seen[f"{first.device.type.upper()} {_SHORT.get(name, name)}"] += 1
-        return answer
 
 
 def _device(device: str) -> str:

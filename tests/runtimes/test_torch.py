@@ -141,6 +141,8 @@ def test_compiled_gives_the_same_for_every_batch(small, tmp_path, monkeypatch):
     plain, compiled = TorchEngine(small, "cpu", 1), TorchEngine(small, "cpu", 1, compile="on")
     for count in (1, 3):  # 3 runs as 2 + 1
         np.testing.assert_allclose(heatmaps(compiled, images(count)), heatmaps(plain, images(count)), atol=1e-5)
+    with pytest.raises(EngineError, match="compiled or recorded, operators are no longer apart"):
+        compiled.profile({"image": images(1)}, 1)
     compiled.close()
 
 
