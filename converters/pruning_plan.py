@@ -27,6 +27,7 @@ from edgepose.errors import PruningError
 
 __all__ = ["Change", "Planned", "choose", "forecast", "plan_for_latency", "possible_changes", "reach", "try_changes"]
 
+WIDTHS, HEADS, DEPTH = "widths", "heads", "depth"
 _RATIOS = (0.75, 0.5, 0.25)
 _BASE, _CHOSEN = "as it is", "the plan"
 _ENCODER = "global_encoder"
@@ -48,6 +49,7 @@ class Change:
         plan: What is pruned.
         saves: Share of the whole model's latency, measured.
         error: How much the answers change, relative RMS.
+        kind: ``widths``; of Transformers also ``heads``, and ``depth``: fewer layers, pooled keys.
     """
 
     part: str
@@ -55,11 +57,7 @@ class Change:
     plan: Plan
     saves: float = 0.0
     error: float = 0.0
-
-    @property
-    def kind(self) -> str:
-        """``widths``; of Transformers also ``heads``, and ``depth``: fewer layers, pooled keys."""
-        return "depth" if not self.plan.widths else "heads" if self.label.startswith(f"{self.part} heads") else "widths"
+    kind: str = WIDTHS
 
 
 @dataclass(frozen=True)
@@ -184,10 +182,10 @@ def possible_changes(
                 plan = uniform_plan(checkpoint.model, {block: ratio}, round_to=round_to, kept=kept)
             except PruningError:  # nothing would be left, or the whole block is kept
                 continue
-            for label, chosen in ((block, plan.widths.keys() - heads), (f"{block} heads", plan.widths.keys() & heads)):
-                widths = {name: width for name, width in plan.widths.items() if name in chosen}
+            for kind, label in ((WIDTHS, block), (HEADS, f"{block} heads")):
+                widths = {name: width for name, width in plan.widths.items() if (name in heads) == (kind == HEADS)}
                 if widths and all(widths != dict(change.plan.widths) for change in found):
-                    found.append(Change(block, f"{label} {ratio:g}", Plan(widths, importance=how)))
+                    found.append(Change(block, f"{label} {ratio:g}", Plan(widths, importance=how), kind=kind))
     return found + _attention_changes(checkpoint, samples, how, kept)
 
 
@@ -296,7 +294,9 @@ def _attention_changes(checkpoint: Checkpoint, samples: NDArray[Any], how: str, 
     order = np.argsort(layer_costs(checkpoint, samples), kind="stable") if layers > 1 else np.array([], int)
     removals = [tuple(sorted(int(i) for i in order[:count])) for count in range(min(3, layers))]
     plans = [Plan(removed=removed, kv_pool=pool, importance=how) for removed in removals for pool in pools]
-    return [Change(part, _attention_label(plan), plan) for plan in plans if plan.removed or plan.kv_pool > 1]
+    return [
+        Change(part, _attention_label(plan), plan, kind=DEPTH) for plan in plans if plan.removed or plan.kv_pool > 1
+    ]
 
 
 def _attention_label(plan: Plan) -> str:
@@ -324,7 +324,7 @@ def _combined(changes: Sequence[Change], layers: int) -> list[Change]:
 def _together(part: str, changes: Sequence[Change], layers: int) -> Change:
     plan, _, error = forecast(changes)
     stay = 1 - len(plan.removed) / layers
-    saves = sum(change.saves * (1 if change.kind == "depth" else stay) for change in changes)
+    saves = sum(change.saves * (1 if change.kind == DEPTH else stay) for change in changes)
     return Change(part, ", ".join(change.label for change in changes), plan, saves, error)
 
 

@@ -29,7 +29,7 @@ from edgepose.converters.pruning import (
     uniform_plan,
 )
 from edgepose.converters.pruning_latency import engine_latency
-from edgepose.converters.pruning_plan import Change, choose, plan_for_latency
+from edgepose.converters.pruning_plan import Change, choose, plan_for_latency, possible_changes
 from edgepose.converters.training.lifting import LiftingTask
 from edgepose.converters.training.loop import Settings, train
 from edgepose.models.ampose import AMPose, AMPoseConfig
@@ -459,9 +459,35 @@ def test_the_choice_is_the_best_of_all():
         assert sum(c.error**2 for c in choose(changes, target, 3)) == pytest.approx(best)
 
 
+def test_heads_feed_forward_and_depth_are_tried_apart(starter, crops):
+    found = possible_changes(starter, crops)
+    widths = {change.kind: set(change.plan.widths) for change in found if change.part == "global_encoder"}
+    layers = [f"global_encoder.layers.{i}" for i in range(3)]
+    assert widths == {
+        "widths": {f"{layer}.linear1" for layer in layers},
+        "heads": {f"{layer}.self_attn" for layer in layers},
+        "depth": set(),
+    }
+    assert {change.kind for change in found if change.part != "global_encoder"} == {"widths"}
+
+
+def test_a_plan_that_is_faster_than_asked_is_chosen_again(starter, crops):
+    """On a machine where everything saves twice what it saves alone."""
+
+    def measure(checkpoints):
+        alone = by_weights(checkpoints)
+        whole = next(iter(alone.values()))
+        return {name: whole - (2 if len(alone) == 2 else 1) * (whole - ms) for name, ms in alone.items()}
+
+    planned = plan_for_latency(starter, 0.7, crops, measure)
+    assert len(planned.attempts) > 1
+    assert planned.attempts[0][1] < 0.5
+    assert 0.6 < planned.measured <= 0.7 * 1.03
+
+
 def test_a_narrower_encoder_saves_nothing_in_layers_that_are_gone():
     narrow = Change("global_encoder", "narrow", Plan({"x": 1}), saves=0.3, error=0.1)
-    shorter = Change("global_encoder", "shorter", Plan(removed=(0,)), saves=0.2, error=0.1)
+    shorter = Change("global_encoder", "shorter", Plan(removed=(0,)), saves=0.2, error=0.1, kind="depth")
     (both,) = choose([narrow, shorter], 0.65, layers=3)
     assert both.saves == pytest.approx(0.2 + 0.3 * 2 / 3)
     assert both.plan == replace(narrow.plan, removed=(0,))
