@@ -26,7 +26,7 @@ _PRUNED = "pruned.pth"
 
 @dataclass(frozen=True)
 class Cut:
-    """What goes, as asked for."""
+    """What goes, as asked for; latency is measured with so many ``threads``."""
 
     ratio: float | None
     target: float | None
@@ -35,6 +35,7 @@ class Cut:
     drop_layers: int
     keep: tuple[str, ...]
     importance: str
+    threads: int | None = None
 
 
 def check_plan(parent: Checkpoint, cut: Cut) -> None:
@@ -52,7 +53,7 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
     from edgepose.converters.pruning import prune, save_pruned
     from edgepose.converters.pruning_latency import engine_latency
 
-    measure = engine_latency(VARIANTS[cut.engine], samples, progress=update)
+    measure = engine_latency(VARIANTS[cut.engine], samples, threads=cut.threads, progress=update)
     plan, latency = _plan(parent, cut, samples, measure, update)
     pruned = prune(parent, plan, samples)
     if not latency:

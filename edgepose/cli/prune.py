@@ -83,7 +83,11 @@ class _Data:
 @click.option("--qat", is_flag=True, help="Train with INT8's roundings.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of everything random.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
-@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [default: PyTorch's choice]")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="CPU threads, of training and of what is timed.  [default: the engines' choice]",
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that make views.")
 @click.option("-o", "--output", type=PATH, required=True, help="Checkpoint to write.")
 @click.option("--resume", is_flag=True, help="Go on after the last whole epoch.")
@@ -143,6 +147,7 @@ def command(
         drop_layers,
         tuple(split_list(keep)) if keep else (),
         importance,
+        threads,
     )
     _check(cut, frames, data, held_out)
     require_converters([VARIANTS[engine]])
