@@ -64,7 +64,10 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
     save_pruned(
         pruned,
         work / _PRUNED,
-        {"latency": {"variant": VARIANTS[cut.engine]} | {k: float(v) for k, v in latency.items()}},
+        {
+            "latency": {"variant": VARIANTS[cut.engine], "threads": cut.threads}
+            | {k: float(v) for k, v in latency.items()}
+        },
     )
     _tell(plan, latency, VARIANTS[cut.engine])
 

@@ -329,6 +329,8 @@ def _print(
     output: Path,
 ) -> None:
     """One row for each stage."""
+    from edgepose.runtimes.words import row_name
+
     names = list(scores["before"])
     sizes = {
         stage: sum(p.numel() for p in (parent if stage == "before" else recovered).model.parameters()) / 1e6
@@ -343,6 +345,6 @@ def _print(
     unit = "millimetres" if recovered.row.task == "lift3d" else "points, shift in crop pixels"
     caption = (
         f"agreement is with the model before, on frames held out; scores in {unit}; "
-        f"{told['variant']}: {was:.2f} ms before, {now:.2f} ms now ({now / was:.2f}x{predicted})"
+        f"{row_name(told)}: {was:.2f} ms before, {now:.2f} ms now ({now / was:.2f}x{predicted})"
     )
     print_table(f"{recovered.row.name} -> {output}", ("<stage", "M parameters", *names), rows, caption)
