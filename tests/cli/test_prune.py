@@ -17,7 +17,7 @@ from edgepose import EdgePoseError
 from edgepose.bundle import Bundle
 from edgepose.cli import convert as convert_command
 from edgepose.cli.prune import command
-from edgepose.converters import checkpoint
+from edgepose.converters import checkpoint, pruning_latency
 from edgepose.converters.checkpoint import build_random, load_checkpoint
 from edgepose.files import sha256_file
 from edgepose.models import registry
@@ -41,6 +41,7 @@ def small(monkeypatch, tmp_path):
     rows = MappingProxyType({**registry.MODELS, SMALL.name: SMALL})
     monkeypatch.setattr(registry, "MODELS", rows)
     monkeypatch.setattr(checkpoint, "MODELS", rows)
+    monkeypatch.setattr(pruning_latency, "_SECONDS", 0.5)
     torch.save(build_random(SMALL, 0).model.state_dict(), tmp_path / "w.pth")
     (tmp_path / "frames").mkdir()
     rng = np.random.default_rng(0)
@@ -72,6 +73,7 @@ def test_prunes_recovers_and_tells_the_bundle(small, capsys):
     run(*start, "-o", out, "--epochs", 2, "--batch", 8, "--json", small / "f.json", "--threads", 1)
     printed = capsys.readouterr()
     assert f"{SMALL.name} -> {out}" in printed.out
+    assert "onnx-int8 (1 thread): " in re.sub(r"\s+", " ", printed.out)
     for stage in ("before", "pruned", "recovered"):
         assert re.search(rf"{stage} +0\.\d\d +\d+\.\d\d", printed.out)
     assert "20 crops of people are few to recover on" in printed.err
