@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,7 @@ __all__ = ["VARIANTS", "Cut", "check_plan", "cut_model", "resumed", "share_of"]
 VARIANTS = {"onnxruntime": "onnx-int8", "openvino": "openvino-int8"}
 """Engine -> the variant whose latency counts."""
 _PRUNED = "pruned.pth"
+_BUSY = 0.1  # of the cores
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,13 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
     from edgepose.converters.pruning_latency import engine_latency
 
     measure = engine_latency(VARIANTS[cut.engine], samples, threads=cut.threads, progress=update)
-    plan, latency = _plan(parent, cut, samples, measure, update)
-    pruned = prune(parent, plan, samples)
-    if not latency:
-        update("measure latency", 0, 0)
-        milliseconds = measure({"before": parent, "pruned": pruned})
-        latency = {"base_ms": milliseconds["before"], "measured_ms": milliseconds["pruned"]}
+    with _told_who_disturbs():
+        plan, latency = _plan(parent, cut, samples, measure, update)
+        pruned = prune(parent, plan, samples)
+        if not latency:
+            update("measure latency", 0, 0)
+            milliseconds = measure({"before": parent, "pruned": pruned})
+            latency = {"base_ms": milliseconds["before"], "measured_ms": milliseconds["pruned"]}
     work.mkdir(parents=True, exist_ok=True)
     save_pruned(
         pruned,
@@ -70,6 +75,23 @@ def cut_model(parent: Checkpoint, cut: Cut, samples: Any, work: Path, update: An
         },
     )
     _tell(plan, latency, VARIANTS[cut.engine])
+
+
+@contextmanager
+def _told_who_disturbs() -> Iterator[None]:
+    """Say so where other processes kept the machine busy: shares that are timed then may be far off."""
+    from edgepose.runtimes.cpu_load import load_between, moment
+
+    before = moment()
+    try:
+        yield
+    finally:
+        load, cores = load_between(before, moment()), os.cpu_count() or 1
+        if load and load.others > _BUSY * cores:
+            remark(
+                f"note: other processes kept {load.others:.1f} of {cores} cores busy while models were timed: "
+                "latencies may be off; prune on an idle machine"
+            )
 
 
 def _tell(plan: Plan, latency: dict[str, float], variant: str) -> None:

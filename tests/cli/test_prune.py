@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from types import MappingProxyType
@@ -163,6 +164,18 @@ def test_bad_input_is_one_line_and_writes_nothing(small, tmp_path_factory, argum
     assert message in text
     assert "\n" not in text
     assert not (out / "p.pth").exists()
+
+
+@pytest.mark.parametrize("others", [1.9, 0.0])
+def test_a_busy_machine_is_told(small, monkeypatch, capsys, others):
+    from edgepose.runtimes import cpu_load
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cpu_load, "load_between", lambda before, after: cpu_load.CpuLoad(others, 0.0))
+    arguments = ("--model", SMALL.name, "--kv-pool", 2, "--engine", "onnxruntime", "--frames", small / "frames")
+    run(small / "w.pth", *arguments, "-o", small / "p.pth", "--epochs", 0, "--threads", 1)
+    told = "other processes kept 1.9 of 2 cores busy" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert told == bool(others)
 
 
 def test_a_file_that_is_there_stays(small):
