@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from edgepose.converters.channels import Group
 from edgepose.models.blocks import MultiheadSelfAttention
@@ -78,14 +79,14 @@ def _squares(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _saliency(model: nn.Module, samples: NDArray[Any]) -> dict[str, Tensor]:
-    """|weight x gradient|, added up over the samples."""
-    parameters = {name: p for name, p in model.get_submodule("model").named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    """|weight x gradient|, added up over the samples; whether the model is frozen does not matter."""
+    own = dict(model.get_submodule("model").named_parameters())
+    parameters = {f"model.{name}": parameter.detach().requires_grad_() for name, parameter in own.items()}
+    total = {name: torch.zeros_like(parameter) for name, parameter in own.items()}
     for sample in torch.split(torch.from_numpy(samples), 1):
-        loss = model(sample).square().mean() / 2
-        for (name, parameter), gradient in zip(
-            parameters.items(), torch.autograd.grad(loss, list(parameters.values())), strict=True
-        ):
+        loss = functional_call(model, parameters, (sample,)).square().mean() / 2
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        for (name, parameter), gradient in zip(own.items(), gradients, strict=True):
             total[name] += (parameter.detach() * gradient).abs()
     return total
 

@@ -89,12 +89,11 @@ def knowledge(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) ->
     Raises:
         PruningError: There is no such importance, or it needs samples.
     """
+    scores = _scores(checkpoint, how, samples)
+    if samples is None:
+        return Knowledge(scores, {})
     model = deployed(checkpoint.model, checkpoint.row.spec)
-    try:
-        scores = importance(how, model, samples)
-    except ValueError as error:
-        raise PruningError(f"{checkpoint.row.name}: {error}") from None
-    return Knowledge(scores, {} if samples is None else input_moments(model, samples, channel_groups(checkpoint.model)))
+    return Knowledge(scores, input_moments(model, samples, channel_groups(checkpoint.model)))
 
 
 def prune(
@@ -199,7 +198,7 @@ def global_plan(
     """
     _check_ratio(ratio, "the model")
     groups = {g.name: g for g in _free(checkpoint.model, kept) if g.width > _step(g, round_to)}
-    scores = knowledge(checkpoint, how, samples).scores
+    scores = _scores(checkpoint, how, samples)
     portions = [part for group in groups.values() for part in _portions(group, scores(group), round_to)]
     widths = {name: group.width for name, group in groups.items()}
     total = sum(widths.values())
@@ -304,6 +303,13 @@ def _portions(group: Group, scores: Tensor, round_to: int) -> list[tuple[float, 
     step, ordered = _step(group, round_to), (scores / scores.mean()).sort(descending=True).values
     starts = range(step, group.width, step)
     return [(float(ordered[start : start + step].mean()), group.name, start) for start in reversed(starts)]
+
+
+def _scores(checkpoint: Checkpoint, how: str, samples: NDArray[Any] | None) -> Importance:
+    try:
+        return importance(how, deployed(checkpoint.model, checkpoint.row.spec), samples)
+    except ValueError as error:
+        raise PruningError(f"{checkpoint.row.name}: {error}") from None
 
 
 def _best(scores: Tensor, width: int) -> Tensor:

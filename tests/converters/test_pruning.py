@@ -330,6 +330,8 @@ def test_what_does_nothing_is_least_important(starter, crops, how):
     scores = importance(how, deployed(model, starter.row.spec), crops)(group)
     assert scores.shape == (32,)
     assert int(scores.argmin()) == 5
+    frozen = importance(how, deployed(model.requires_grad_(False), starter.row.spec), crops)(group)
+    assert torch.equal(frozen, scores)
     assert how != "bn" or scores[5] == 0
 
 
