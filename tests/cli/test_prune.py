@@ -36,13 +36,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """A small TransPose-R under the starter's name, with its weights, and a folder of pictures."""
-    rows = MappingProxyType({**registry.MODELS, SMALL.name: SMALL})
+def known_by_name(monkeypatch, row):
+    """Register a small model under the name of a large one; time it briefly."""
+    rows = MappingProxyType({**registry.MODELS, row.name: row})
     monkeypatch.setattr(registry, "MODELS", rows)
     monkeypatch.setattr(checkpoint, "MODELS", rows)
     monkeypatch.setattr(pruning_latency, "_SECONDS", 0.5)
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A small TransPose-R under the starter's name, with its weights, and a folder of pictures."""
+    known_by_name(monkeypatch, SMALL)
     torch.save(build_random(SMALL, 0).model.state_dict(), tmp_path / "w.pth")
     (tmp_path / "frames").mkdir()
     rng = np.random.default_rng(0)
@@ -171,6 +176,9 @@ def test_a_busy_machine_is_told(small, monkeypatch, capsys, others):
     from edgepose.runtimes import cpu_load
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(
+        pruning_latency, "engine_latency", lambda *given, **options: lambda models: dict.fromkeys(models, 1.0)
+    )
     monkeypatch.setattr(cpu_load, "load_between", lambda before, after: cpu_load.CpuLoad(others, 0.0))
     arguments = ("--model", SMALL.name, "--kv-pool", 2, "--engine", "onnxruntime", "--frames", small / "frames")
     run(small / "w.pth", *arguments, "-o", small / "p.pth", "--epochs", 0, "--threads", 1)
@@ -195,9 +203,9 @@ def test_a_file_that_is_there_stays(small):
     assert (small / "there.pth").read_bytes() == b"mine"
 
 
-@pytest.mark.slow
-def test_a_lifting_model(tmp_path, capsys):
-    row = registry.get_model("ampose-s")
+def test_a_lifting_model(tmp_path, monkeypatch, capsys):
+    row = replace(registry.get_model("ampose-s"), sizes={"d_model": 32, "layers": 2, "heads": 2})
+    known_by_name(monkeypatch, row)
     torch.save(build_random(row, 0).model.state_dict(), tmp_path / "w.pth")
     rng = np.random.default_rng(0)
     xyz = rng.normal(0, 0.05, (80, 17, 3))
