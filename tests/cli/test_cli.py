@@ -239,7 +239,7 @@ def test_an_interrupt_that_a_library_turns_into_another_error(tmp_path):
     assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "error: interrupted")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, stop):
     command = [sys.executable, "-m", "edgepose", "convert", "--random", "--model", STARTER_MODEL, "-o", "bundle"]
     process = subprocess.Popen(

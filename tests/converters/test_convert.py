@@ -234,6 +234,7 @@ def hard(checkpoint):
     return dataclasses.replace(checkpoint, model=model)
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_layer_that_hurts_and_keeps_the_budget(hard, tmp_path, monkeypatch):
     def rank_some(make, recipe, layers, *rest):  # for time
         return rank_blocks(make, recipe, [name for name in layers if name.startswith(("global", "reduce"))], *rest)

@@ -47,6 +47,15 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tests run side by side: threads of one would wait for those of the other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def small(name):
     """With random weights and statistics, in float64 so that what is left over is not rounding."""
     torch.manual_seed(0)
