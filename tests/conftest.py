@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,17 @@ def _let_logs_through() -> None:
         if name.startswith("edgepose") and isinstance(logger, logging.Logger):
             logger.setLevel(logging.NOTSET)
             logger.disabled, logger.propagate = False, True
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small steps, and tests side by side: torch's threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,11 @@ from edgepose.converters.checkpoint import build_random, load_checkpoint
 from edgepose.files import sha256_file
 from edgepose.models import registry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = replace(registry.get_model("transpose-r-t"), input_hw=(64, 64), sizes={
     "d_model": 32, "feedforward": 64, "heads": 2, "layers": 2, "stem": 16, "planes": (16, 16), "deconv": 32
 })  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def known_by_name(monkeypatch, row):

@@ -30,18 +30,12 @@ from edgepose.converters.training.quantized import QuantizationAware, plain_stat
 from edgepose.models.registry import get_model
 from edgepose.preprocess import crop
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = replace(get_model("transpose-r-t"), input_hw=(64, 64), sizes={
     "d_model": 32, "feedforward": 32, "heads": 2, "layers": 1, "stem": 8, "planes": (8, 8), "deconv": 16
 })  # fmt: skip
 LIFTER = replace(get_model("ampose-s"), sizes={"d_model": 16, "layers": 1, "heads": 2})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def parent() -> Checkpoint:

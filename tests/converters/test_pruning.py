@@ -39,21 +39,14 @@ from edgepose.models.narrow import width_of
 from edgepose.models.registry import get_model
 from edgepose.models.transpose import TransPoseH, TransPoseHConfig, TransPoseR, TransPoseRConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = {"joints": 3, "input_hw": (32, 32), "d_model": 16, "feedforward": 32, "heads": 2, "layers": 2}
 SMALL = {
     "r": lambda: TransPoseR(TransPoseRConfig(**SIZES, stem=8, planes=(4, 8), deconv=8)),
     "h": lambda: TransPoseH(TransPoseHConfig(**SIZES, width=4, stage3_modules=2)),
     "ampose": lambda: AMPose(AMPoseConfig("h36m17", d_model=16, layers=2, heads=4)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tests run side by side: threads of one would wait for those of the other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(name):

@@ -24,6 +24,8 @@ from edgepose.lifting import MISSING
 from edgepose.models.registry import get_model
 from edgepose.skeletons import get_skeleton
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BODY = get_skeleton("h36m17")
 LSP = get_skeleton("lsp14")
 LIFTER = replace(get_model("ampose-s"), sizes={"d_model": 16, "layers": 1, "heads": 2})
@@ -43,15 +45,6 @@ def poses(sequences=4, frames=12, seed=0, loose=0.03):
         body[i] = [across if name.startswith("left") else -across, 0, up]
     xyz = body + rng.normal(0, loose, (sequences * frames, 17, 3))
     return (xyz - xyz[:, :1]).astype(np.float32), np.repeat(np.arange(sequences), frames)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps of microseconds: threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
